@@ -1,0 +1,1 @@
+"""Cells: equilibrium equations, one family a file."""

@@ -1,0 +1,1 @@
+"""The nouns: norms, operators, activations, maps, explicit weights, records."""

@@ -1,0 +1,262 @@
+"""Maps: the one-argument functions ``z -> f(z)`` whose fixed points are sought.
+
+A map carries every tensor that it depends on, so that a gradient has explicit inputs and a solver
+can drop the rows of samples that have converged.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self, final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from wellposed.core.activations import Activation, ReLU, resolvent, resolvent_range
+from wellposed.core.operators import Operator
+from wellposed.core.peel import plain
+from wellposed.errors import ConfigError
+
+
+class Map(ABC):
+    """A function of a batched state, with the tensors it depends on held explicitly."""
+
+    block: ClassVar[int] = 1
+    """Rows are evaluated in multiples of this number. Matrix kernels round a row alike whatever
+    the number of rows only if whole register blocks are filled; 4 was measured to be enough."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Everything that a gradient may flow to."""
+
+    @property
+    @abstractmethod
+    def batched(self) -> tuple[bool, ...] | None:
+        """Which tensors have one row a sample; `None` if unknown (samples then stay together)."""
+
+    @abstractmethod
+    def with_tensors(self, tensors: tuple[Tensor, ...]) -> Self:
+        """The same map with other numbers."""
+
+    @abstractmethod
+    def __call__(self, z: Tensor) -> Tensor:
+        """``f(z)``, of the shape of ``z``."""
+
+    def start(self) -> Tensor | None:
+        """A first iterate, if the map knows its state's shape."""
+        return None
+
+    def canonical(self) -> Map:
+        """An equivalent map that is better to iterate: the zero-diagonal form, if there is one."""
+        return self
+
+    def detach(self) -> Self:
+        """The map without autograd history."""
+        return self.with_tensors(tuple(t.detach() for t in self.tensors))
+
+    def select(self, rows: Tensor) -> Self:
+        """The map of the samples `rows`."""
+        flags = self.batched
+        if flags is None:
+            raise ConfigError("Rows of a map whose batched tensors are unknown cannot be selected.")
+        return self.with_tensors(
+            tuple(
+                t.index_select(0, rows) if flag else t
+                for t, flag in zip(self.tensors, flags, strict=True)
+            )
+        )
+
+    def error_bound(self, z: Tensor, fz: Tensor) -> Tensor | None:
+        """Bound of ``max_i |z_i - z*_i|`` a sample, or `None` where nothing is proved."""
+        return None
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FunctionMap(Map):
+    """``z -> f(z, *tensors)`` for any function."""
+
+    function: Callable[..., Tensor]
+    arguments: tuple[Tensor, ...] = ()
+    flags: tuple[bool, ...] | None = None
+
+    @property
+    @override
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.arguments
+
+    @property
+    @override
+    def batched(self) -> tuple[bool, ...] | None:
+        return self.flags
+
+    @override
+    def with_tensors(self, tensors: tuple[Tensor, ...]) -> FunctionMap:
+        return replace(self, arguments=tensors)
+
+    @override
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.function(z, *self.arguments)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class AffineMap(Map):
+    """``z -> phi(A z + q)``, or ``z -> psi(A z + q)`` with ``psi(s)`` solving ``z = phi(a z + s)``.
+
+    Args:
+        operator: ``A``.
+        offset: ``q = B u + b``, one row a sample.
+        activation: ``phi``.
+        feedback: ``a``, broadcastable against a state; `None` for no feedback.
+        canonical_form: Whether the diagonal of ``A`` is known to be zero.
+    """
+
+    operator: Operator
+    offset: Tensor
+    activation: Activation
+    feedback: Tensor | None = None
+    canonical_form: bool = False
+    block: ClassVar[int] = 4
+
+    @property
+    @override
+    def tensors(self) -> tuple[Tensor, ...]:
+        core = (self.operator.weight, self.offset)
+        return core if self.feedback is None else (*core, self.feedback)
+
+    @property
+    @override
+    def batched(self) -> tuple[bool, ...]:
+        return (False, True) if self.feedback is None else (False, True, False)
+
+    @override
+    def with_tensors(self, tensors: tuple[Tensor, ...]) -> AffineMap:
+        weight, offset, *rest = tensors
+        return replace(
+            self,
+            operator=self.operator.with_weight(weight),
+            offset=offset,
+            feedback=rest[0] if rest else None,
+        )
+
+    @override
+    def __call__(self, z: Tensor) -> Tensor:
+        return self._activate(self.operator.apply(z, self.offset))
+
+    @override
+    def start(self) -> Tensor:
+        """``f(0)``, which costs no product."""
+        return self._activate(self.offset)
+
+    @override
+    def canonical(self) -> AffineMap:
+        """The zero-diagonal map with the same fixed points (nonlinear Jacobi).
+
+        Every neuron solves its own scalar equation ``z_i = phi(a_ii z_i + s_i)`` exactly. For ReLU
+        that is ``relu(s_i) / (1 - a_ii)``, which folds into the weights.
+        """
+        if self.canonical_form:
+            return self
+        a = self.operator.diagonal()
+        rest = self.operator.off_diagonal()
+        if self.feedback is not None:
+            raise ConfigError("A map with feedback is canonical already or not at all.")
+        check_feedback(a, self.activation)
+        if isinstance(self.activation, ReLU):
+            scale = 1 / (1 - a)
+            return AffineMap(
+                rest.scale_rows(scale), self.offset * scale, self.activation, canonical_form=True
+            )
+        return AffineMap(rest, self.offset, self.activation, a, canonical_form=True)
+
+    def slopes(self, z: Tensor) -> Tensor:
+        """Derivative of the (resolved) activation where the map is evaluated at ``z``."""
+        v = self.operator.apply(z, self.offset)
+        if self.feedback is None:
+            return self.activation.slope(v)
+        d = self.activation.slope(self.feedback * self._activate(v) + v)
+        return d / (1 - d * self.feedback)
+
+    def gain(self) -> Tensor:
+        """Largest absolute slope of the (resolved) activation, a neuron; float64."""
+        slopes = torch.tensor(self.activation.slopes, dtype=torch.float64)
+        if self.feedback is None:
+            return slopes.abs().amax()
+        a = self.feedback.detach().double()[..., None]
+        return (slopes / (1 - slopes * a)).abs().amax(-1)
+
+    def _activate(self, v: Tensor) -> Tensor:
+        if self.feedback is None:
+            return self.activation(v)
+        return resolvent(self.activation, self.feedback, v)
+
+    @override
+    def error_bound(self, z: Tensor, fz: Tensor) -> Tensor | None:
+        from wellposed.core.posterior import affine_error_bound
+
+        return affine_error_bound(self, z, fz)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LinearMap(Map):
+    """``u -> M u + rhs``; the adjoint and tangent equations of a fixed point have this form.
+
+    Args:
+        make: Builds ``u -> M u`` from `arguments`.
+        rhs: One row a sample.
+        arguments: Tensors that ``M`` depends on.
+        flags: Which of them have one row a sample; `None` if unknown.
+    """
+
+    make: Callable[..., Callable[[Tensor], Tensor]]
+    rhs: Tensor
+    arguments: tuple[Tensor, ...] = ()
+    flags: tuple[bool, ...] | None = None
+    block: ClassVar[int] = 4
+
+    @property
+    @override
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.rhs, *self.arguments)
+
+    @property
+    @override
+    def batched(self) -> tuple[bool, ...] | None:
+        return None if self.flags is None else (True, *self.flags)
+
+    @override
+    def with_tensors(self, tensors: tuple[Tensor, ...]) -> LinearMap:
+        return replace(self, rhs=tensors[0], arguments=tensors[1:])
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "matvec", self.make(*self.arguments))
+
+    matvec: Callable[[Tensor], Tensor] = None  # type: ignore[assignment]  # set once, above
+
+    @override
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.matvec(z) + self.rhs
+
+    @override
+    def start(self) -> Tensor:
+        return self.rhs
+
+
+def check_feedback(a: Tensor, activation: Activation) -> None:
+    """Refuse a diagonal for which ``z = phi(a z + s)`` has no or several solutions."""
+    low, high = resolvent_range(activation)
+    value = plain(a)
+    if not bool(((value > low) & (value < high)).all()):
+        raise ConfigError(
+            f"The diagonal of A reaches from {float(value.min()):.4g} to "
+            f"{float(value.max()):.4g}; with {activation.name} the equilibrium of a neuron is only "
+            f"unique for values between {low:.4g} and {high:.4g}.",
+            hint="the cell is not well posed: bound its weights, or iterate it as it stands with "
+            "`Anderson()` on a `FreeCell`.",
+        )

@@ -1,0 +1,18 @@
+"""Reading the numbers of a tensor that a function transform has wrapped."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def wrapped(x: Tensor) -> bool:
+    """Whether `x` belongs to a `torch.func` transform (vmap, grad, jvp)."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore
+
+
+def plain(x: Tensor) -> Tensor:
+    """The tensor under all transforms, hidden batch dimensions included; for decisions only."""
+    while wrapped(x):
+        x = torch._C._functorch.get_unwrapped(x)  # pyright: ignore
+    return x.detach()

@@ -1,0 +1,1 @@
+"""How a fixed point is put on the tape."""

@@ -1,0 +1,329 @@
+"""Solver, Solution, Status and `solve`: the only loop over nonlinear iterations.
+
+A solver proposes the next iterate and nothing else. Stopping, counting, freezing and dropping
+samples that have converged happen here, once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from math import inf, prod, sqrt
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from wellposed.core.maps import Map
+from wellposed.core.peel import plain, wrapped
+from wellposed.errors import ConfigError, NonConvergenceError
+
+
+class Status(IntEnum):
+    """How the solve of one sample ended."""
+
+    CONVERGED = 0
+    BUDGET = 1
+    NONFINITE = 2
+
+    @property
+    def message(self) -> str:
+        """One sentence for a reader."""
+        return _MESSAGES[self]
+
+
+_MESSAGES = {
+    Status.CONVERGED: "the residual reached its tolerance",
+    Status.BUDGET: "the budget of evaluations ran out before the tolerance was reached",
+    Status.NONFINITE: "an iterate or the input holds NaN or infinity",
+}
+
+
+@final
+@dataclass(frozen=True)
+class Stopping:
+    """When a sample is done: ``rms(f(z) - z) <= atol + rtol * rms(f(z))``.
+
+    Args:
+        rtol: Relative tolerance; `None` picks by dtype: 1e-5 in float32, 1e-10 in float64, 1e-2 in
+            half precisions.
+        atol: Absolute tolerance; `None` picks the rounding unit of the dtype.
+        max_evaluations: Budget a sample.
+    """
+
+    rtol: float | None = None
+    atol: float | None = None
+    max_evaluations: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < inf:
+                raise ConfigError(f"`{name}` must be finite and not negative, got {value}.")
+        if self.max_evaluations < 1:
+            raise ConfigError(f"`max_evaluations` must be at least 1, got {self.max_evaluations}.")
+
+    def tolerances(self, dtype: torch.dtype) -> tuple[float, float]:
+        """`rtol` and `atol` for states of this dtype."""
+        rtol = _DEFAULT_RTOL.get(dtype, 1e-2) if self.rtol is None else self.rtol
+        return rtol, torch.finfo(dtype).eps if self.atol is None else self.atol
+
+
+_DEFAULT_RTOL = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """A part of a solver's memory that belongs to the map and not to its samples."""
+
+    value: Any
+
+
+class Solver(ABC):
+    """Proposes iterates. A frozen value: it never changes and holds nothing of a solve."""
+
+    def prepare(self, map_: Map) -> Map:
+        """The map that is iterated and whose residual is reported; it has the same fixed points."""
+        return map_
+
+    def damping(self, map_: Map) -> float:  # noqa: ARG002
+        """Factor by which `prepare` shrinks residuals; the loop divides it out."""
+        return 1.0
+
+    def init(self, map_: Map, z: Tensor) -> Any:  # noqa: ARG002
+        """Memory of the iteration: a tree of batch-first tensors, numbers, `Shared` and `None`."""
+        return None
+
+    @abstractmethod
+    def propose(self, map_: Map, z: Tensor, fz: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """The next iterate and memory, given the prepared map, an iterate and its value."""
+
+
+@dataclass(eq=False)
+class AdjointReport:
+    """Filled by the backward pass: how the adjoint equation was solved."""
+
+    evaluations: Tensor | None = None
+    residual: Tensor | None = None
+    status: Tensor | None = None
+
+    @property
+    def converged(self) -> bool | None:
+        """Whether every sample reached its tolerance; `None` before a backward pass."""
+        return None if self.status is None else bool((self.status == Status.CONVERGED).all())
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A batch of fixed points and what is known about each.
+
+    Args:
+        value: The iterates, one a sample.
+        residual: ``rms(f(z) - z)`` at `value`, a sample.
+        evaluations: Evaluations of the map that each sample took part in.
+        status: `Status` codes, a sample (int8).
+        map_: The prepared map, detached; `None` if it was not kept.
+        adjoint: Filled during a backward pass.
+    """
+
+    value: Tensor
+    residual: Tensor
+    evaluations: Tensor
+    status: Tensor
+    map_: Map | None = None
+    adjoint: AdjointReport | None = None
+
+    @property
+    def converged(self) -> Tensor:
+        """Whether each sample reached its tolerance."""
+        return self.status == Status.CONVERGED
+
+    @property
+    def error_bound(self) -> Tensor | None:
+        """Certified bound of ``max_i |z_i - z*_i|``, a sample; `None` where nothing is proved.
+
+        Recomputed from the map's weights (`wellposed.core.posterior`); it holds whether or not
+        the solve converged.
+        """
+        if self.map_ is None:
+            return None
+        z = self.value.detach()
+        with torch.no_grad():
+            return self.map_.error_bound(z, self.map_(z))
+
+    def require(self) -> Solution:
+        """This solution if every sample converged.
+
+        Raises:
+            NonConvergenceError: Some sample did not.
+        """
+        failed = plain(self.status) != Status.CONVERGED
+        if bool(failed.any()):
+            raise NonConvergenceError(describe(self), hint=_HINT)
+        return self
+
+
+_HINT = (
+    "raise `max_evaluations`, loosen `rtol`, or choose `solver=Auto()`; `Solution.status` tells "
+    "which samples failed."
+)
+
+
+def describe(solution: Solution) -> str:
+    """One sentence about the samples that did not converge."""
+    status, residual = plain(solution.status), plain(solution.residual)
+    failed = status != Status.CONVERGED
+    kinds = [s for s in Status if s != Status.CONVERGED and bool((status == s).any())]
+    worst = float(residual[failed].nan_to_num(inf).max()) if bool(failed.any()) else 0.0
+    why = " and ".join(kind.message for kind in kinds)
+    return (
+        f"{int(failed.sum())} of {failed.numel()} samples did not converge (largest residual "
+        f"{worst:.3g}): {why}."
+    )
+
+
+def rms(x: Tensor) -> Tensor:
+    """Root mean square of each sample: a norm that does not grow with the dimension."""
+    flat = x.flatten(1)
+    return torch.linalg.vector_norm(flat, dim=1) * (1 / sqrt(max(flat.shape[1], 1)))
+
+
+@torch.no_grad()
+def solve(
+    map_: Map,
+    start: Tensor,
+    solver: Solver,
+    stopping: Stopping | None = None,
+    *,
+    watch: Callable[[Tensor, Tensor], None] | None = None,
+) -> Solution:
+    """Iterate until every sample has met its tolerance, spent its budget or left the numbers.
+
+    A sample that is done keeps the value, residual and count of that moment and leaves the batch
+    as soon as a block of rows is free; what it returns does not depend on its batch mates.
+
+    Args:
+        map_: The map, batched over the first dimension.
+        start: First iterates.
+        solver: Proposes iterates.
+        stopping: Tolerances and budget.
+        watch: Called with the iterates and residuals of the live samples after each evaluation.
+    """
+    stopping = stopping or Stopping()
+    rtol, atol = stopping.tolerances(start.dtype)
+    work = solver.prepare(map_.detach())
+    shrink = 1 / solver.damping(map_)
+    kept, rows = work, start.shape[0]
+    z = start.detach()
+    if not rows:
+        empty = z.new_zeros(0)
+        return Solution(z, empty, empty.long(), empty.to(torch.int8), kept)
+
+    compact = work.batched is not None and not any(map(wrapped, (z, *work.tensors)))
+    slots: Tensor | None = None
+    fill = -rows % work.block if compact else 0
+    if fill:
+        slots = torch.cat([torch.arange(rows), torch.zeros(fill, dtype=torch.long)]).to(z.device)
+        z, work = z.index_select(0, slots), work.select(slots)
+    total = _Record.blank(z, rows) if compact else None
+    state = solver.init(work, z)
+    here = _Record.blank(z, len(z))
+    pending = torch.ones_like(here.residual, dtype=torch.bool)
+    if fill:
+        pending[rows:] = False
+    waiting, scale = rows, 1 / sqrt(max(prod(z.shape[1:]), 1))
+    flat = z.ndim == 2
+
+    for count in range(1, stopping.max_evaluations + 1):
+        fz = work(z)
+        gap = fz - z
+        size = fz
+        if not flat:
+            gap, size = gap.flatten(1), size.flatten(1)
+        residual = torch.linalg.vector_norm(gap, dim=1) * (scale * shrink)
+        threshold = torch.linalg.vector_norm(size, dim=1).mul_(rtol * scale).add_(atol)
+        if watch is not None:
+            watch(z, residual)
+        # NaN and infinity compare false: they end a sample too
+        going = (residual > threshold) & pending
+        still = int(plain(going).sum())
+        last = count == stopping.max_evaluations
+        if still < waiting or last:
+            ending = pending if last else pending & ~going
+            code = torch.where(going, Status.BUDGET, Status.CONVERGED)
+            code = torch.where(residual < inf, code, Status.NONFINITE)
+            here = here.update(ending, z, residual, count, code)
+            if last or not still:
+                break
+            pending, waiting = going, still
+            room = still + (-still % work.block)
+            if total is not None and room < len(z):
+                total.store(here, slots, rows)
+                keep = torch.argsort((~pending).to(torch.int8), stable=True)[:room]
+                slots = keep if slots is None else slots.index_select(0, keep)
+                work = work.select(keep)
+                z, fz, state, pending = _cut((z, fz, state, pending), keep)
+                here = _Record(*_cut(tuple(here), keep))
+        z, state = solver.propose(work, z, fz, state)
+
+    if total is not None and slots is not None:
+        total.store(here, slots, rows)
+        here = total
+    return Solution(here.value, here.residual, here.evaluations, here.status, kept)
+
+
+@dataclass(eq=False)
+class _Record:
+    """Value, residual, count and status of the samples at hand."""
+
+    value: Tensor
+    residual: Tensor
+    evaluations: Tensor
+    status: Tensor
+
+    def __iter__(self):  # noqa: ANN204
+        return iter((self.value, self.residual, self.evaluations, self.status))
+
+    @staticmethod
+    def blank(z: Tensor, rows: int) -> _Record:
+        level = z.new_zeros(rows) if not wrapped(z) else z.flatten(1)[:, 0] * 0
+        return _Record(
+            torch.zeros_like(z) if len(z) == rows else z.new_zeros(rows, *z.shape[1:]),
+            level + inf,
+            torch.zeros_like(level, dtype=torch.long),
+            torch.full_like(level, Status.BUDGET, dtype=torch.int8),
+        )
+
+    def update(
+        self, rows: Tensor, z: Tensor, residual: Tensor, count: int, code: Tensor
+    ) -> _Record:
+        column = rows.reshape(-1, *[1] * (z.ndim - 1))
+        return _Record(
+            torch.where(column, z, self.value),
+            torch.where(rows, residual, self.residual),
+            torch.where(rows, count, self.evaluations),
+            torch.where(rows, code, self.status).to(torch.int8),
+        )
+
+    def store(self, part: _Record, slots: Tensor | None, rows: int) -> None:
+        """Write the finished rows of `part` to their places; padding and live rows are left out."""
+        done = part.evaluations > 0
+        if slots is None:
+            slots = torch.arange(rows, device=done.device)
+        target = slots[done]
+        for mine, theirs in zip(self, part, strict=True):
+            mine[target] = theirs[done]
+
+
+def _cut(tree: Any, rows: Tensor) -> Any:
+    """The rows of every tensor in a tree of tuples."""
+    if isinstance(tree, Tensor):
+        return tree.index_select(0, rows)
+    if isinstance(tree, tuple):
+        cut = [_cut(branch, rows) for branch in tree]
+        return type(tree)(*cut) if hasattr(tree, "_fields") else tuple(cut)
+    return tree
