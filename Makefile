@@ -46,7 +46,7 @@ results: setup-run
 	$(BIN)/python tools/results_table.py
 
 docs: setup
-	$(BIN)/python -m pytest -q --doctest-glob='*.md' docs README.md
+	$(BIN)/python -m pytest -q tests/docs
 
 clean:
 	rm -rf .venv runs dist site .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Benchmarks: process CPU time and ratios to peers, in one run."""

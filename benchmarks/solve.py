@@ -1,0 +1,92 @@
+"""Default solve of a trained net to relative 1e-6 against averaging and torchdeq."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import wellposed as wp
+from benchmarks.common import Report, interleaved, mnist, nemon, note, train
+from wellposed.core.maps import AffineMap
+from wellposed.solvers.base import Solver, solve
+
+TOL = 1e-6
+
+
+def evaluations_to(map_: AffineMap, start: Tensor, solver: Solver, tol: float) -> int:
+    """Evaluations until the worst sample has ``||f(z) - z|| <= tol ||f(z)||`` on the raw map."""
+    residuals: list[float] = []
+
+    def watch(z: Tensor, _: Tensor) -> None:
+        fz = map_(z)
+        residuals.append(float(((fz - z).norm(dim=1) / fz.norm(dim=1)).max()))
+
+    # with tolerances at zero no sample leaves before it has stopped moving altogether
+    solve(map_, start, solver, wp.Stopping(0.0, 0.0, 400), watch=watch)
+    return next(count for count, residual in enumerate(residuals, 1) if residual <= tol)
+
+
+def torchdeq_action(map_: AffineMap, evaluations: int):
+    """Its fixed-point iteration on the averaged map, run for a given number of evaluations."""
+    try:
+        from torchdeq.solver import get_solver
+    except ImportError:
+        note("torchdeq is not installed: its row is left out")
+        return None
+    iterate = get_solver("fixed_point_iter")
+    alpha = float(1 / (1 - map_.operator.diagonal().clamp(max=0).min()))
+
+    def f(z: Tensor) -> Tensor:
+        return (1 - alpha) * z + alpha * map_(z)
+
+    return lambda: iterate(f, torch.zeros_like(map_.offset), max_iter=evaluations, tol=0.0)
+
+
+@torch.no_grad()
+def run() -> None:
+    """Count the evaluations that each solver needs, then time the real calls in turn."""
+    x, y, test, _ = mnist()
+    model = nemon(100)
+    note("training for three epochs")
+    with torch.enable_grad():
+        train(model, x, y, epochs=3)
+    layer = model[0]
+    report = Report(
+        "solve",
+        "Trained NEMON n=100: to relative 1e-6 on the worst of the batch, float32",
+        ("solver", "batch", "evaluations", "CPU ms", "ratio to Jacobi"),
+    )
+    solvers: dict[str, Solver] = {
+        "Jacobi (default)": wp.Jacobi(),
+        "averaged, alpha*": wp.Averaged(),
+        "averaged, per neuron": wp.Averaged(per_neuron=True),
+    }
+    for batch in (100, 1000):
+        map_ = layer.cell.bind(test[:batch])
+        z0 = map_.canonical().start()
+        counts = {name: evaluations_to(map_, z0, solver, TOL) for name, solver in solvers.items()}
+        # the tolerance is zero and the budget the count: each solver does exactly its work, checks
+        # of convergence included
+        actions = {
+            name: partial(solve, map_, z0, solver, wp.Stopping(0.0, 0.0, counts[name]))
+            for name, solver in solvers.items()
+        }
+        peer = torchdeq_action(map_, counts["averaged, alpha*"])
+        if peer is not None:
+            counts["torchdeq, averaged"] = counts["averaged, alpha*"]
+            actions["torchdeq, averaged"] = peer
+        times = interleaved(actions, rounds=15)
+        base = times["Jacobi (default)"]
+        for name, seconds in times.items():
+            report.row(name, str(batch), str(counts[name]), 1e3 * seconds, seconds / base)
+        if batch == 100:
+            report.metrics = {
+                "evaluations": counts["Jacobi (default)"],
+                "evaluations_averaged": counts["averaged, alpha*"],
+                "cpu_ratio_averaged_to_default": times["averaged, alpha*"] / base,
+            }
+            if peer is not None:
+                report.metrics["cpu_ratio_torchdeq_to_default"] = times["torchdeq, averaged"] / base
+    report.finish()
