@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -43,4 +44,18 @@ class AffineCell(Cell):
                 f"{', '.join(map(str, affine.B.in_shape))}).",
                 hint="put `nn.Flatten()` or a reshape before the layer.",
             )
+        weight = affine.B.weight
+        if x.dtype != weight.dtype and not _castable(x, weight):
+            raise ShapeError(
+                f"The input has dtype {x.dtype}, the cell's weights {weight.dtype}; both must be "
+                "equal.",
+                hint=f"convert the input with `.to({weight.dtype})` or the layer with "
+                f"`.to({x.dtype})`; only torch.autocast mixes precisions.",
+            )
         return affine.bind(x)
+
+
+def _castable(x: Tensor, weight: Tensor) -> bool:
+    # automatic mixed precision converts between these and leaves float64 alone
+    wide = torch.float64 in (x.dtype, weight.dtype)
+    return not wide and torch.is_autocast_enabled(x.device.type)

@@ -11,10 +11,11 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from wellposed.cells.base import AffineCell
-from wellposed.core.activations import Activation, ReLU, resolvent_range
+from wellposed.cells.checks import check_cone, check_margin, check_sizes, strictly
+from wellposed.core.activations import Activation, ReLU
 from wellposed.core.affine import Affine
 from wellposed.core.operators import Convolution, Dense, Padding
-from wellposed.errors import ConfigError, ShapeError
+from wellposed.errors import ConfigError
 
 
 @final
@@ -22,9 +23,10 @@ class NemonCell(AffineCell):
     """Dense cell whose ``A`` has logarithmic max norm at most `margin` for any parameters [1].
 
     ``A = [eta] offdiag(T) [eta]^-1 + diag( margin - sum_{j != i} |T_ij| - softplus(d_i) )`` with
-    ``eta = exp(s)`` and ``T, s, d`` free, so that row i has measure
+    ``eta = exp(asinh(s))`` and ``T, s, d`` free, so that row i has measure
     ``margin - softplus(d_i) < margin`` in the ``eta``-weighted max norm. The diagonal of ``T`` is
-    unused; the published form loses the gradient of a positive ``T_ii``, this one does not.
+    unused; the published form loses the gradient of a positive ``T_ii``, this one does not. The
+    published weights are ``exp(s)``: the same near 0, but they overflow where these stay finite.
 
     Args:
         n_in: Length of the input.
@@ -48,24 +50,30 @@ class NemonCell(AffineCell):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(n_in=n_in, n_state=n_state)
+        check_sizes(n_in=n_in, n_state=n_state)
         self.n_in, self.n_state = n_in, n_state
-        self.margin = _check_margin(margin)
-        self.activation = _check_cone(activation or ReLU())
+        self.margin = check_margin(margin)
+        self.activation = check_cone(activation or ReLU())
         self.inject = nn.Linear(n_in, n_state, dtype=dtype)
         self.T = nn.Parameter(torch.empty(n_state, n_state, dtype=dtype))
         self.log_eta = nn.Parameter(torch.zeros(n_state, dtype=dtype))
         self.damping = nn.Parameter(torch.full((n_state,), -3.0, dtype=dtype))
+        off = 1 - torch.eye(n_state, dtype=dtype)
+        self.register_buffer("off_diagonal", off, persistent=False)
+        self.off_diagonal: Tensor
         nn.init.uniform_(self.T, -1 / sqrt(n_state), 1 / sqrt(n_state))
 
     @override
     def explicit(self) -> Affine:
-        off = self.T - torch.diag_embed(torch.diagonal(self.T))
-        diagonal = self.margin - off.abs().sum(1) - F.softplus(self.damping)
-        eta = self.log_eta.exp()
-        A = off * (eta[:, None] / eta) + torch.diag_embed(diagonal)
+        off = self.T * self.off_diagonal
+        floor = self.margin - F.softplus(self.damping)
+        size = torch.linalg.vector_norm(off, 1, dim=1)
+        # ratios by differences: they stay finite where the weights themselves would not
+        s = torch.asinh(self.log_eta)
+        skewed = off * (s[:, None] - s).exp()
+        A = skewed.diagonal_scatter(torch.sub(floor, size, alpha=strictly(off)))
         return Affine(
-            Dense(A), Dense(self.inject.weight), self.inject.bias, self.activation, witness=eta
+            Dense(A), Dense(self.inject.weight), self.inject.bias, self.activation, witness=s.exp()
         )
 
     @override
@@ -79,7 +87,7 @@ class NemonConv2d(AffineCell):
 
     With a free kernel ``K`` whose centre taps ``K[o, o, c, c]`` are unused, one shift a channel:
     ``A = [eta] K [eta]^-1 + diag_o( margin - S_o - softplus(d_o) )``,
-    ``S_o = sum_{i, k, l} |K[o, i, k, l]|``. Every row of channel ``o`` then has measure at most
+    ``S_o = sum_{i, k, l} |K[o, i, k, l]|`` and ``eta = exp(asinh(s))``. Every row of channel ``o`` then has measure at most
     ``margin - softplus(d_o)``, with equality at every pixel for circular padding and away from the
     border for zeros. (A shift by the largest entry instead of the sum, as published code has it,
     bounds nothing.)
@@ -110,13 +118,13 @@ class NemonConv2d(AffineCell):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(c_in=c_in, c_state=c_state, kernel=kernel, stride=stride)
+        check_sizes(c_in=c_in, c_state=c_state, kernel=kernel, stride=stride)
         if kernel % 2 == 0:
             raise ConfigError(f"`kernel` must be odd, got {kernel}.")
         if padding not in ("zeros", "circular"):
             raise ConfigError(f'`padding` must be "zeros" or "circular", got {padding!r}.')
-        self.margin = _check_margin(margin)
-        self.activation = _check_cone(activation or ReLU())
+        self.margin = check_margin(margin)
+        self.activation = check_cone(activation or ReLU())
         self.image, self.padding, self.stride = image, padding, stride
         self.inject = nn.Parameter(torch.empty(c_state, c_in, kernel, kernel, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(c_state, dtype=dtype))
@@ -138,13 +146,16 @@ class NemonConv2d(AffineCell):
     @override
     def explicit(self) -> Affine:
         off = self.K * (1 - self.centre)
-        shift = self.margin - off.abs().sum((1, 2, 3)) - F.softplus(self.damping)
-        eta = self.log_eta.exp()[:, None, None, None]
-        kernel = off * (eta / eta.squeeze(1)[None]) + self.centre * shift[:, None, None, None]
+        floor = self.margin - F.softplus(self.damping)
+        size = torch.linalg.vector_norm(off.flatten(1), 1, dim=1)
+        shift = torch.sub(floor, size, alpha=strictly(off))
+        s = torch.asinh(self.log_eta)
+        ratio = (s[:, None] - s).exp()[:, :, None, None]
+        kernel = off * ratio + self.centre * shift[:, None, None, None]
         B = self._operator(self.inject, self.image, self.stride)
         A = self._operator(kernel, (B.out_shape[1], B.out_shape[2]))
         return Affine(
-            A, B, self.bias[:, None, None], self.activation, witness=eta.reshape(-1, 1, 1)
+            A, B, self.bias[:, None, None], self.activation, witness=s.exp()[:, None, None]
         )
 
     @override
@@ -154,33 +165,3 @@ class NemonConv2d(AffineCell):
             f"{c_in}, {c_state}, image={self.image}, kernel={kernel}, padding={self.padding!r}, "
             f"stride={self.stride}, margin={self.margin}, {self.activation.name}"
         )
-
-
-def _check_margin(margin: float) -> float:
-    if not margin < 1:
-        raise ConfigError(
-            f"`margin` must be below 1, got {margin}: it bounds the logarithmic norm of A, and the "
-            "equilibrium is only proved to exist below 1.",
-            hint="0 is the published choice; 0.9 is already slow to solve.",
-        )
-    return float(margin)
-
-
-def _check_cone(activation: Activation) -> Activation:
-    low, high = activation.slopes
-    if low < 0 or high > 1:
-        raise ConfigError(
-            f"{activation.name} has slopes in [{low}, {high}]; this cell is only well posed for "
-            "slopes in [0, 1].",
-            hint="use ReLU, leaky ReLU, tanh, sigmoid, softplus or ELU, or an `InfNormCell` with "
-            f"`bound` below {1 / activation.steepest:.3f}.",
-        )
-    if not resolvent_range(activation)[1] >= 1:
-        raise ConfigError(f"{activation.name} is too steep for this cell.")
-    return activation
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ShapeError(f"`{name}` must be at least 1, got {size}.")

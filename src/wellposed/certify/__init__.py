@@ -1,1 +1,26 @@
+"""Certificates: proved bounds, measured on explicit weights."""
 
+from wellposed.certify import normalise as normalise  # registers its rule
+from wellposed.certify import rules as rules  # registers the rules
+from wellposed.certify.affine import bound_l0 as bound_l0
+from wellposed.certify.affine import bound_l1 as bound_l1
+from wellposed.certify.affine import bound_l2 as bound_l2
+from wellposed.certify.affine import bound_l3 as bound_l3
+from wellposed.certify.affine import bound_l4 as bound_l4
+from wellposed.certify.box import EquilibriumBox as EquilibriumBox
+from wellposed.certify.box import equilibrium_box as equilibrium_box
+from wellposed.certify.enclose import enclose as enclose
+from wellposed.certify.enclose import enclose_rule as enclose_rule
+from wellposed.certify.lipschitz import Site as Site
+from wellposed.certify.lipschitz import infer_shape as infer_shape
+from wellposed.certify.lipschitz import lipschitz as lipschitz
+from wellposed.certify.lipschitz import lipschitz_rule as lipschitz_rule
+from wellposed.certify.majorant import Chain as Chain
+from wellposed.certify.majorant import Linear as Linear
+from wellposed.certify.majorant import Majorant as Majorant
+from wellposed.certify.majorant import Maximum as Maximum
+from wellposed.certify.majorant import Rearrangement as Rearrangement
+from wellposed.certify.majorant import Slopes as Slopes
+from wellposed.certify.penalty import lipschitz_penalty as lipschitz_penalty
+from wellposed.certify.penalty import spread as spread
+from wellposed.certify.penalty import surrogate_penalty as surrogate_penalty

@@ -317,19 +317,26 @@ def _bracketed_newton(phi: Activation, a: Tensor, s: Tensor) -> Tensor:
     low, high = phi.slopes
     floor = torch.minimum(1 - a * low, 1 - a * high).clamp(max=1.0)
     z = phi(s)
-    gap = z - phi(a * z + s)
+    v = a * z + s
+    gap = z - phi(v)
     reach = gap.abs() / floor
     left, right = z - reach, z + reach
     tolerance = 4 * torch.finfo(z.dtype).eps
     for _ in range(100):
-        if bool(plain((gap.abs() <= tolerance * (1 + z.abs())).all())):
+        slope = phi.slope(v)
+        # forming v rounds too, and phi passes that on: less than this cannot be reached
+        size = 1 + z.abs() + slope.abs() * ((a * z).abs() + s.abs())
+        done = gap.abs() <= tolerance * size
+        if bool(plain(done).all()):
             break
         left, right = torch.where(gap < 0, z, left), torch.where(gap > 0, z, right)
-        newton = z - gap / (1 - a * phi.slope(a * z + s))
+        newton = z - gap / (1 - a * slope)
         candidate = torch.where((newton >= left) & (newton <= right), newton, (left + right) / 2)
         trial = candidate - phi(a * candidate + s)
         # Newton may bounce between flat and steep parts: bisect unless the gap was halved
         slow = trial.abs() > 0.5 * gap.abs()
-        z = torch.where(slow, (left + right) / 2, candidate)
-        gap = z - phi(a * z + s)
+        # an element that is done stays: a bisection would throw it back
+        z = torch.where(done, z, torch.where(slow, (left + right) / 2, candidate))
+        v = a * z + s
+        gap = z - phi(v)
     return z

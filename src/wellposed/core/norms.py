@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import ClassVar, final
 
 import torch
@@ -39,6 +40,14 @@ class Norm(ABC):
                 f"`weights` must be positive and finite; the smallest is {float(eta.min()):.3g}."
             )
 
+    @property
+    def label(self) -> str:
+        """The name under which records keep this norm; weights show as a short digest."""
+        if self.weights is None:
+            return self.name
+        numbers = self.weights.detach().to("cpu", torch.float64).numpy().tobytes()
+        return f"{self.name}/{sha256(numbers).hexdigest()[:8]}"
+
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
         """The norm of each vector along the last dimension."""
@@ -52,7 +61,7 @@ class Norm(ABC):
         """Logarithmic norm (matrix measure) ``lim_{h -> 0+} (||I + h A|| - 1) / h``."""
 
     @abstractmethod
-    def _multipliers(self, n: int, like: Tensor) -> Tensor:
+    def multipliers(self, n: int, like: Tensor) -> Tensor:
         """Vector ``s`` such that this norm of ``x`` is the unweighted one of ``s * x``."""
 
     def operator_norm(self, A: Tensor, source: Norm | None = None) -> Tensor:
@@ -68,7 +77,7 @@ class Norm(ABC):
         """
         source = self if source is None else source
         rows, columns = A.shape[-2:]
-        scaled = self._multipliers(rows, A)[:, None] * A / source._multipliers(columns, A)[None, :]
+        scaled = self.multipliers(rows, A)[:, None] * A / source.multipliers(columns, A)[None, :]
         size = scaled.abs()
         match (source.name, self.name):
             case ("max", "max"):
@@ -104,7 +113,7 @@ class MaxNorm(Norm):
 
     @override
     def __call__(self, x: Tensor) -> Tensor:
-        return (x * self._multipliers(x.shape[-1], x)).abs().amax(-1)
+        return (x * self.multipliers(x.shape[-1], x)).abs().amax(-1)
 
     @override
     def dual(self) -> OneNorm:
@@ -116,7 +125,7 @@ class MaxNorm(Norm):
         return log_norm_rows(A, self.weights).amax(-1)
 
     @override
-    def _multipliers(self, n: int, like: Tensor) -> Tensor:
+    def multipliers(self, n: int, like: Tensor) -> Tensor:
         return 1 / _weights(self, n, like)
 
 
@@ -129,7 +138,7 @@ class OneNorm(Norm):
 
     @override
     def __call__(self, x: Tensor) -> Tensor:
-        return (x * self._multipliers(x.shape[-1], x)).abs().sum(-1)
+        return (x * self.multipliers(x.shape[-1], x)).abs().sum(-1)
 
     @override
     def dual(self) -> MaxNorm:
@@ -141,7 +150,7 @@ class OneNorm(Norm):
         return log_norm_rows(A.mT, self.weights).amax(-1)
 
     @override
-    def _multipliers(self, n: int, like: Tensor) -> Tensor:
+    def multipliers(self, n: int, like: Tensor) -> Tensor:
         return _weights(self, n, like)
 
 
@@ -154,7 +163,7 @@ class TwoNorm(Norm):
 
     @override
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(x * self._multipliers(x.shape[-1], x), dim=-1)
+        return torch.linalg.vector_norm(x * self.multipliers(x.shape[-1], x), dim=-1)
 
     @override
     def dual(self) -> TwoNorm:
@@ -163,12 +172,12 @@ class TwoNorm(Norm):
     @override
     def log_norm(self, A: Tensor) -> Tensor:
         """Largest eigenvalue of the symmetric part of ``[1/eta] A [eta]``."""
-        s = self._multipliers(A.shape[-1], A)
+        s = self.multipliers(A.shape[-1], A)
         scaled = s[:, None] * A / s[None, :]
         return torch.linalg.eigvalsh((scaled + scaled.mT) / 2)[..., -1]
 
     @override
-    def _multipliers(self, n: int, like: Tensor) -> Tensor:
+    def multipliers(self, n: int, like: Tensor) -> Tensor:
         return 1 / _weights(self, n, like)
 
 

@@ -15,4 +15,6 @@ def plain(x: Tensor) -> Tensor:
     """The tensor under all transforms, hidden batch dimensions included; for decisions only."""
     while wrapped(x):
         x = torch._C._functorch.get_unwrapped(x)  # pyright: ignore
-    return x.detach()
+    # an operation under a live transform would wrap its result again
+    with torch._C._DisableFuncTorch():  # pyright: ignore  # noqa: SLF001
+        return x.detach()

@@ -1,12 +1,14 @@
-"""How far an iterate is from its fixed point, proved afterwards for whatever solver made it."""
+"""How far an iterate is from the fixed point, proved after any solver's solve."""
 
 from __future__ import annotations
+
+from math import inf
 
 import torch
 from torch import Tensor
 
 from wellposed.core.maps import AffineMap
-from wellposed.core.spectra import perron, rounding
+from wellposed.core.spectra import UNIT, outward, perron, resolved_gain, rounding
 
 
 @torch.no_grad()
@@ -15,26 +17,33 @@ def affine_error_bound(map_: AffineMap, z: Tensor, fz: Tensor) -> Tensor | None:
 
     With ``r = z - psi(A z + q)`` on the canonical form, ``|psi'| <= gain`` and
     ``factor = || [gain] A ||`` in the ``eta``-weighted max norm; ``eta`` is the Perron vector. The
-    computed residual is within ``gain gamma_k (|A| |z| + |q|)`` of the true one, which is added.
+    residual is formed anew in float64, whatever the precision of the solve; it is then within
+    ``gain gamma_k (|A| |z| + |q|)`` of the true one, which is added. The fixed point meant is that
+    of `map_` with its numbers taken as exact.
 
     Args:
         map_: The map, in any form; its canonical form is measured.
         z: Iterates, one a row.
-        fz: The map's values there; recomputed if `map_` is not canonical.
+        fz: The map's values there, in the precision of the solve; not used.
 
     Returns:
-        One bound a sample, float64; `None` if the canonical map is no contraction.
+        One bound a sample, float64, infinite where the iterate is not finite; `None` if the
+        canonical map is no contraction.
     """
-    work = map_.canonical()
-    gain = work.gain()
+    work = map_.with_tensors(tuple(t.detach().double() for t in map_.tensors)).canonical()
+    gain = resolved_gain(work.activation, work.feedback)
     contraction = perron(work.operator, gain)
     if contraction.factor >= 1:
         return None
-    value = work(z) if work is not map_ else fz
-    size = work.operator.absolute().to(torch.float64).detach()
-    # the residual was formed in the precision of the state, so its rounding unit counts
-    slack = gain * size.apply(z.double().abs(), work.offset.double().abs())
-    slack = 2 * rounding(work.operator.terms + 8, z.dtype) * (slack + value.double().abs())
-    gap = (value.double() - z.double()).abs() + slack
+    z = z.double()
+    value = work(z)
+    flow = outward(work.operator.absolute().apply(z.abs(), work.offset.abs()), work.operator.terms)
+    # evaluating an activation that is not piecewise linear costs a few units of its argument
+    slack = 2 * rounding(work.operator.terms + 40) * (gain * flow + value.abs() + z.abs())
+    if not work.activation.homogeneous:
+        spread = (gain / work.activation.steepest).clamp(min=1)
+        slack = slack + 64 * UNIT * spread * (1 + z.abs())
+    gap = (value - z).abs() + slack
     weighted = (gap / contraction.eta).flatten(1).amax(1)
-    return weighted * float(contraction.eta.amax()) / (1 - contraction.factor) * (1 + 1e-12)
+    bound = weighted * float(contraction.eta.amax()) / (1 - contraction.factor) * (1 + 1e-12)
+    return bound.nan_to_num(inf)

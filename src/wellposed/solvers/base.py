@@ -18,7 +18,7 @@ from torch import Tensor
 
 from wellposed.core.maps import Map
 from wellposed.core.peel import plain, wrapped
-from wellposed.errors import ConfigError, NonConvergenceError
+from wellposed.errors import ConfigError, NonConvergenceError, ShapeError
 
 
 class Status(IntEnum):
@@ -203,8 +203,9 @@ def solve(
 ) -> Solution:
     """Iterate until every sample has met its tolerance, spent its budget or left the numbers.
 
-    A sample that is done keeps the value, residual and count of that moment and leaves the batch
-    as soon as a block of rows is free; what it returns does not depend on its batch mates.
+    A sample that is done keeps the value, residual and count of that moment; once an eighth of the
+    rows is done they leave the batch, in whole blocks. What a sample returns does not depend on its
+    batch mates.
 
     Args:
         map_: The map, batched over the first dimension.
@@ -212,11 +213,13 @@ def solve(
         solver: Proposes iterates.
         stopping: Tolerances and budget.
         watch: Called with the iterates and residuals of the live samples after each evaluation.
+
+    Raises:
+        ShapeError: The map changes the shape of its argument.
     """
     stopping = stopping or Stopping()
     rtol, atol = stopping.tolerances(start.dtype)
     work = solver.prepare(map_.detach())
-    shrink = 1 / solver.damping(map_)
     kept, rows = work, start.shape[0]
     z = start.detach()
     if not rows:
@@ -232,48 +235,64 @@ def solve(
     total = _Record.blank(z, rows) if compact else None
     state = solver.init(work, z)
     here = _Record.blank(z, len(z))
-    pending = torch.ones_like(here.residual, dtype=torch.bool)
+    pending: Tensor | None = None  # all rows
     if fill:
+        pending = torch.ones_like(here.residual, dtype=torch.bool)
         pending[rows:] = False
-    waiting, scale = rows, 1 / sqrt(max(prod(z.shape[1:]), 1))
-    flat = z.ndim == 2
+    waiting = rows
+    # norms are compared unscaled: the common iteration is two norms, a difference, a test, a count
+    unit = 1 / (sqrt(max(prod(z.shape[1:]), 1)) * solver.damping(map_))
+    slack, floor = rtol * solver.damping(map_), atol / unit
+    wide = torch.float32 if z.dtype in _HALF else None
 
     for count in range(1, stopping.max_evaluations + 1):
         fz = work(z)
-        gap = fz - z
-        size = fz
-        if not flat:
-            gap, size = gap.flatten(1), size.flatten(1)
-        residual = torch.linalg.vector_norm(gap, dim=1) * (scale * shrink)
-        threshold = torch.linalg.vector_norm(size, dim=1).mul_(rtol * scale).add_(atol)
+        if fz.dtype != z.dtype or fz.shape != z.shape:
+            fz = _as_state(fz, z)
+        distance = torch.linalg.vector_norm((fz - z).flatten(1), dim=1, dtype=wide)
+        size = torch.linalg.vector_norm(fz.flatten(1), dim=1, dtype=wide)
+        # NaN compares false, and so does the difference of two infinities: they end a sample too
+        going = torch.sub(distance, size, alpha=slack) > floor
+        if pending is not None:
+            going = going & pending
         if watch is not None:
-            watch(z, residual)
-        # NaN and infinity compare false: they end a sample too
-        going = (residual > threshold) & pending
-        still = int(plain(going).sum())
+            watch(z, distance * unit)
+        still = int(torch.count_nonzero(plain(going)))
         last = count == stopping.max_evaluations
         if still < waiting or last:
-            ending = pending if last else pending & ~going
-            code = torch.where(going, Status.BUDGET, Status.CONVERGED)
-            code = torch.where(residual < inf, code, Status.NONFINITE)
-            here = here.update(ending, z, residual, count, code)
+            here = here.update(pending, going, z, distance * unit, count, last=last)
             if last or not still:
                 break
             pending, waiting = going, still
             room = still + (-still % work.block)
-            if total is not None and room < len(z):
+            if total is not None and 8 * room <= 7 * len(z):
                 total.store(here, slots, rows)
                 keep = torch.argsort((~pending).to(torch.int8), stable=True)[:room]
                 slots = keep if slots is None else slots.index_select(0, keep)
                 work = work.select(keep)
                 z, fz, state, pending = _cut((z, fz, state, pending), keep)
                 here = _Record(*_cut(tuple(here), keep))
+                pending = None if still == room else pending
         z, state = solver.propose(work, z, fz, state)
 
     if total is not None and slots is not None:
         total.store(here, slots, rows)
         here = total
     return Solution(here.value, here.residual, here.evaluations, here.status, kept)
+
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def _as_state(fz: Tensor, z: Tensor) -> Tensor:
+    """The image in the precision of the state (autocast may have lowered it)."""
+    if fz.shape != z.shape:
+        raise ShapeError(
+            f"The map sends a state of shape {tuple(z.shape)} to one of {tuple(fz.shape)}; both "
+            "must be equal.",
+            hint="look for a missing batch dimension or for broadcasting in the cell.",
+        )
+    return fz.to(z.dtype)
 
 
 @dataclass(eq=False)
@@ -299,14 +318,27 @@ class _Record:
         )
 
     def update(
-        self, rows: Tensor, z: Tensor, residual: Tensor, count: int, code: Tensor
+        self,
+        pending: Tensor | None,
+        going: Tensor,
+        z: Tensor,
+        residual: Tensor,
+        count: int,
+        *,
+        last: bool,
     ) -> _Record:
-        column = rows.reshape(-1, *[1] * (z.ndim - 1))
+        """Write the rows that end now: those no longer `going`, at the last evaluation all."""
+        code = torch.where(going, Status.BUDGET, Status.CONVERGED)
+        code = torch.where(residual < inf, code, Status.NONFINITE).to(torch.int8)
+        ending = torch.ones_like(going) if last else ~going
+        if pending is not None:
+            ending = ending & pending
+        column = ending.reshape(-1, *[1] * (z.ndim - 1))
         return _Record(
             torch.where(column, z, self.value),
-            torch.where(rows, residual, self.residual),
-            torch.where(rows, count, self.evaluations),
-            torch.where(rows, code, self.status).to(torch.int8),
+            torch.where(ending, residual, self.residual),
+            torch.where(ending, count, self.evaluations),
+            torch.where(ending, code, self.status),
         )
 
     def store(self, part: _Record, slots: Tensor | None, rows: int) -> None:

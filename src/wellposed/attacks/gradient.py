@@ -1,0 +1,271 @@
+"""FGSM and projected gradient descent through exact implicit gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, nan
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wellposed.attacks.exact import Solves, believable, exact_layers, margins
+from wellposed.attacks.projections import project_max, project_two
+from wellposed.errors import ConfigError, ShapeError
+
+Loss = Literal["margin", "ce"]
+Ball = Literal["max", "2"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class AttackResult:
+    """The worst point found for each sample. The clean image counts as a point.
+
+    Args:
+        inputs: Where the smallest margin was found, shape of the images.
+        margin: That margin ``logit_y - max_{j != y} logit_j``, shape (batch,); NaN where not even
+            the clean image could be evaluated.
+        success: Whether the network errs there: ``margin <= 0``, bool of shape (batch,). Only
+            points whose solves converged count.
+        unsolved: Samples for which some point was thrown away because a solve did not converge or
+            a logit was no number; bool of shape (batch,).
+    """
+
+    inputs: Tensor
+    margin: Tensor
+    success: Tensor
+    unsolved: Tensor
+
+    @property
+    def correct(self) -> Tensor:
+        """Samples that survived: believed and with a positive margin."""
+        return self.margin > 0
+
+    @property
+    def accuracy(self) -> float:
+        """Share of samples that survived; those without any answer count as wrong."""
+        return float(self.correct.double().mean())
+
+
+@final
+@dataclass(frozen=True)
+class FGSM:
+    """One step of length `eps` along the sign of the loss gradient [1].
+
+    ``x' = clip(x + eps sign(grad L(x)), 0, 1)``
+
+    Args:
+        eps: Amplitude in pixel units, pixels being in [0, 1].
+        loss: ``"ce"`` (cross-entropy, as published) or ``"margin"``.
+
+    References:
+        [1] Goodfellow, Shlens, Szegedy. Explaining and harnessing adversarial examples. 2015.
+    """
+
+    eps: float
+    loss: Loss = "ce"
+
+    def __post_init__(self) -> None:
+        _check(self.eps, 1, self.loss, "max")
+
+    def attack(
+        self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None
+    ) -> AttackResult:
+        """Attack images `x` in [0, 1] with labels `y`; nothing is random here."""
+        step = PGD("max", self.eps, 1, self.eps, random_start=False, loss=self.loss)
+        return step.attack(model, x, y, generator)
+
+
+@final
+@dataclass(frozen=True)
+class PGD:
+    """Projected gradient descent on the margin within a ball of the max or the 2-norm [1].
+
+    ``x <- P( x + step * sign(g) )`` in the max norm, ``x <- P( x + step * g / ||g|| )`` in the
+    2-norm, with ``P`` the exact projection onto the ball and [0, 1]^n. Every point visited counts,
+    the clean image too, so an attacked accuracy can never exceed the clean one. A sample that is
+    broken leaves the batch; its result never depends on its batch mates (up to rounding).
+
+    Gradients are the exact implicit ones even for layers trained with a truncated gradient.
+
+    Args:
+        norm: ``"max"`` or ``"2"``.
+        eps: Radius in pixel units, pixels being in [0, 1].
+        steps: Gradient steps a restart.
+        step_size: Length of a step; `None` takes ``2.5 eps / steps``.
+        restarts: Attempts; later ones only for samples that are not broken.
+        random_start: Start at a random point of the ball. Without it the first attempt starts at
+            the image (or at `start`), later ones are random all the same.
+        loss: ``"margin"`` or ``"ce"``.
+
+    References:
+        [1] Madry et al. Towards deep learning models resistant to adversarial attacks. 2018.
+    """
+
+    norm: Ball
+    eps: float
+    steps: int = 20
+    step_size: float | None = None
+    restarts: int = 1
+    random_start: bool = True
+    loss: Loss = "margin"
+
+    def __post_init__(self) -> None:
+        _check(self.eps, self.steps, self.loss, self.norm)
+        if self.restarts < 1:
+            raise ConfigError(f"`restarts` must be at least 1, got {self.restarts}.")
+        if self.step_size is not None and not 0 <= self.step_size < inf:
+            raise ConfigError(f"`step_size` must be finite and >= 0, got {self.step_size}.")
+
+    def attack(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        generator: torch.Generator | None = None,
+        start: Tensor | None = None,
+    ) -> AttackResult:
+        """Attack images `x` with labels `y`.
+
+        Args:
+            model: Takes pixels in [0, 1], returns logits.
+            x: Images in [0, 1], shape (batch, ...).
+            y: Labels, int64 of shape (batch,).
+            generator: Source of random starts; the same one gives the same result.
+            start: Points to begin with, such as the result for a smaller `eps` (the accuracy then
+                cannot rise with `eps`); projected onto the ball. The first attempt goes on from
+                them.
+
+        Raises:
+            ShapeError: The images leave [0, 1] or do not match the labels.
+        """
+        _check_images(x, y)
+        with exact_layers(model) as solves:
+            search = _Search(model, solves, x, y)
+            search.look(torch.arange(len(x), device=x.device), x)
+            rows = search.alive()
+            if start is not None:
+                start = self._project(start.detach(), x)
+                search.look(rows, start[rows])
+                rows = search.alive()
+            for restart in range(self.restarts):
+                # drawn for all samples, so that none depends on which others are still alive
+                away = self._random(x, generator) if restart or self.random_start else x
+                first = start if start is not None and restart == 0 else away
+                rows = search.alive()
+                self._descend(search, rows, first[rows], x[rows])
+            return search.result()
+
+    def _descend(self, search: _Search, rows: Tensor, point: Tensor, x: Tensor) -> None:
+        length = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
+        for _ in range(self.steps):
+            if not len(rows):
+                return
+            uphill = search.look(rows, point, self.loss)
+            keep = search.margin[rows] > 0
+            rows, point, x, uphill = rows[keep], point[keep], x[keep], uphill[keep]
+            if self.norm == "max":
+                point = point + length * uphill.sign()
+            else:
+                size = torch.linalg.vector_norm(uphill.flatten(1), dim=1).clamp(min=1e-38)
+                point = point + length * uphill / size.reshape(-1, *[1] * (x.ndim - 1))
+            point = self._project(point, x)
+        search.look(rows, point)
+
+    def _project(self, point: Tensor, x: Tensor) -> Tensor:
+        project = project_max if self.norm == "max" else project_two
+        return project(point, x, self.eps)
+
+    def _random(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        if self.norm == "max":
+            noise = torch.rand(x.shape, generator=generator, dtype=x.dtype) * 2 - 1
+            return self._project(x + self.eps * noise.to(x.device), x)
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).flatten(1)
+        # uniform in the ball: a radius r has probability proportional to r^(n - 1)
+        radius = torch.rand(len(x), 1, generator=generator, dtype=x.dtype) ** (1 / noise.shape[1])
+        noise = noise * (radius / torch.linalg.vector_norm(noise, dim=1, keepdim=True))
+        return self._project(x + self.eps * noise.to(x.device).reshape(x.shape), x)
+
+
+class _Search:
+    """The worst believable point seen for each sample."""
+
+    def __init__(self, model: nn.Module, solves: Solves, x: Tensor, y: Tensor) -> None:
+        self.model, self.solves, self.y = model, solves, y
+        self.inputs = x.detach().clone()
+        self.margin = torch.full((len(x),), nan, dtype=x.dtype, device=x.device)
+        self.unsolved = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+    def alive(self) -> Tensor:
+        """Samples that have an answer and are not broken yet."""
+        return (self.margin > 0).nonzero()[:, 0]
+
+    def look(self, rows: Tensor, point: Tensor, loss: Loss | None = None) -> Tensor:
+        """Evaluate samples `rows` at `point`; with a loss, return its gradient."""
+        if not len(rows):
+            return torch.zeros_like(point)
+        y = self.y[rows]
+        self.solves.clear()
+        with torch.set_grad_enabled(loss is not None):
+            point = point.detach().requires_grad_(loss is not None)
+            logits = self.model(point)
+            believed = believable(logits.detach(), self.solves)
+            margin = margins(logits.detach(), y)
+            gradient = torch.zeros_like(point)
+            if loss is not None:
+                (gradient,) = torch.autograd.grad(_objective(logits, y, loss), point)
+        point = point.detach()
+        # a first look finds NaN there, below which everything counts
+        better = believed & ~(margin >= self.margin[rows])
+        self.margin[rows[better]] = margin[better].to(self.margin)
+        self.inputs[rows[better]] = point[better]
+        self.unsolved[rows[~believed]] = True
+        return torch.where(
+            believed.reshape(-1, *[1] * (point.ndim - 1)), gradient.nan_to_num(), 0.0
+        )
+
+    def result(self) -> AttackResult:
+        return AttackResult(self.inputs, self.margin, self.margin <= 0, self.unsolved)
+
+
+def _objective(logits: Tensor, y: Tensor, loss: Loss) -> Tensor:
+    """What the attacker maximises, summed: samples do not interact, so gradients are per sample."""
+    if loss == "margin":
+        return -margins(logits, y).sum()
+    # in float32 the softmax of a confident network saturates and its gradient is exactly zero
+    return F.cross_entropy(logits.double(), y, reduction="sum")
+
+
+def _check(eps: float, steps: int, loss: str, norm: str) -> None:
+    if not 0 <= eps < inf:
+        raise ConfigError(
+            f"`eps` must be finite and not negative, got {eps}.",
+            hint="radii are in pixel units, with pixels in [0, 1]: 8/255 is about 0.031.",
+        )
+    if steps < 1:
+        raise ConfigError(f"`steps` must be at least 1, got {steps}.")
+    if loss not in ("margin", "ce"):
+        raise ConfigError(f'`loss` must be "margin" or "ce", got {loss!r}.')
+    if norm not in ("max", "2"):
+        raise ConfigError(f'`norm` must be "max" or "2", got {norm!r}.')
+
+
+def _check_images(x: Tensor, y: Tensor) -> None:
+    if not x.is_floating_point() or x.ndim < 2:
+        raise ShapeError(
+            f"`x` must be floating-point images (batch, ...), got {x.dtype} of shape "
+            f"{tuple(x.shape)}."
+        )
+    if y.shape != x.shape[:1] or y.dtype != torch.int64:
+        raise ShapeError(
+            f"`y` must be int64 of shape ({len(x)},), one label an image, got {y.dtype} of shape "
+            f"{tuple(y.shape)}."
+        )
+    if len(x) and not (float(x.amin()) >= 0 and float(x.amax()) <= 1):
+        raise ShapeError(
+            f"Images must be in [0, 1], got values from {float(x.amin()):.3g} to "
+            f"{float(x.amax()):.3g}.",
+            hint="make the normalisation the first layer of the network and attack raw pixels.",
+        )

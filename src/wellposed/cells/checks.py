@@ -1,0 +1,51 @@
+"""Checks of the arguments of cells, and the slack that keeps their bounds true after rounding."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wellposed.core.activations import Activation, resolvent_range
+from wellposed.errors import ConfigError, ShapeError
+
+
+def check_margin(margin: float) -> float:
+    """A logarithmic norm for which an equilibrium is proved to exist."""
+    if not margin < 1:
+        raise ConfigError(
+            f"`margin` must be below 1, got {margin}: it bounds the logarithmic norm of A, and the "
+            "equilibrium is only proved to exist below 1.",
+            hint="0 is the published choice; 0.9 is already slow to solve.",
+        )
+    return float(margin)
+
+
+def check_cone(activation: Activation) -> Activation:
+    """An activation with slopes in [0, 1]."""
+    low, high = activation.slopes
+    if low < 0 or high > 1:
+        raise ConfigError(
+            f"{activation.name} has slopes in [{low}, {high}]; this cell is only well posed for "
+            "slopes in [0, 1].",
+            hint="use ReLU, leaky ReLU, tanh, sigmoid, softplus or ELU, or an `InfNormCell` with "
+            f"`bound` below {1 / activation.steepest:.3f}.",
+        )
+    if not resolvent_range(activation)[1] >= 1:
+        raise ConfigError(f"{activation.name} is too steep for this cell.")
+    return activation
+
+
+def check_sizes(**sizes: int) -> None:
+    """Sizes of at least one."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ShapeError(f"`{name}` must be at least 1, got {size}.")
+
+
+def strictly(weight: Tensor) -> float:
+    """Factor just above 1 that absorbs the rounding of a row sum and of the weights themselves.
+
+    Row sums of absolute values are pairwise in every kernel used here, with a relative error of a
+    few units; the ratio of two weights of the norm costs some more.
+    """
+    return 1 + 32 * torch.finfo(weight.dtype).eps

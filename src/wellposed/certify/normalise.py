@@ -1,0 +1,44 @@
+"""Rules for the scaling of pixels: division by the standard deviation of the channel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wellposed.certify.enclose import enclose_rule
+from wellposed.certify.lipschitz import Site, infer_shape, lipschitz_rule
+from wellposed.certify.majorant import Majorant, Slopes
+from wellposed.certify.penalty import spread
+from wellposed.core.sets import Box
+from wellposed.core.spectra import outward
+from wellposed.nn.normalise import Normalise
+
+
+@lipschitz_rule.register
+def _normalise(module: Normalise, site: Site) -> Majorant:
+    return Slopes(outward(1 / module.std.detach().double()), site.shape)
+
+
+@enclose_rule.register
+def _normalise_box(module: Normalise, box: Box) -> Box:
+    mean, std = module.mean.detach().double(), module.std.detach().double()
+
+    def value(x: Tensor) -> tuple[Tensor, Tensor]:
+        y = (x - mean) / std
+        # one rounding in the difference, one in the quotient; the difference is exact or above it
+        return y, 4 * torch.finfo(torch.float64).eps * y.abs() + 1e-300
+
+    low, slack_low = value(box.lower)
+    high, slack_high = value(box.upper)
+    return Box(low - slack_low, high + slack_high)
+
+
+@infer_shape.register
+def _shape(module: Normalise) -> tuple[int, ...] | None:
+    return None
+
+
+@spread.register
+def _spread(module: Normalise, v: Tensor, rtol: float | None = None) -> Tensor:
+    del rtol
+    return v / module.std

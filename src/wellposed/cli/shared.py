@@ -1,0 +1,45 @@
+"""What several commands need."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from wellposed.experiments.workspace import Workspace
+
+Flags = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
+"""Further tokens: overrides of keys of the configuration."""
+
+
+def command_line() -> str:
+    """How the user started this process."""
+    return shlex.join(["wellposed", *sys.argv[1:]])
+
+
+def configured(
+    config: Path, out: Path, seeds: str | None, name: str | None, tokens: Sequence[str]
+) -> Workspace:
+    """The workspace of a configuration file and its overrides on the command line."""
+    from wellposed.experiments.config import flags, load
+    from wellposed.experiments.workspace import Workspace
+
+    changes = flags(tokens)
+    if seeds is not None:
+        changes |= flags(["--seeds", f"[{seeds}]"])
+    if name is not None:
+        changes["name"] = name
+    loaded = load(config, changes)
+    return Workspace(loaded, out / loaded.name, command_line())
+
+
+def opened(run: Path) -> Workspace:
+    """The workspace of a run folder."""
+    from wellposed.experiments.workspace import Workspace
+
+    return Workspace.open(run, command_line())

@@ -1,0 +1,105 @@
+"""What follows training: certify, attack, audit, report; each is skipped where it was done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+import torch
+from torch import nn
+
+from wellposed.errors import NotCertifiableError
+from wellposed.experiments import measure
+from wellposed.experiments.certificates import (
+    audit_curves,
+    audit_records,
+    certify_model,
+    estimate_model,
+)
+from wellposed.experiments.workspace import Job, Workspace
+
+_POINTS = 40
+
+
+def certify(work: Workspace, *, again: bool = False) -> None:
+    """Prove Lipschitz bounds of every network and measure lower bounds beside them."""
+
+    def step(job: Job, model: nn.Sequential) -> Any:
+        try:
+            records = certify_model(model, work.parts.shape)
+        except NotCertifiableError as error:
+            work.say(f"{job.title}: not certified: {error.message}")
+            records = []
+        places = measure.spread_out(work.parts.test, _POINTS)
+        records += estimate_model(model, work.parts.test.take(places).floats())
+        return [record.to_dict() for record in records]
+
+    _each(work, "certificates", step, again=again)
+
+
+def attack(work: Workspace, *, again: bool = False) -> None:
+    """Draw robustness curves, race the solvers, and describe example images."""
+    test = work.parts.test
+
+    def curves(job: Job, model: nn.Sequential) -> Any:
+        return measure.attack_curves(model, test, work.config.attacks, seed=job.seed)
+
+    def solvers(job: Job, model: nn.Sequential) -> Any:
+        places = measure.spread_out(test, 1000)
+        return measure.solver_convergence(model, test.take(places).floats())
+
+    def gallery(job: Job, model: nn.Sequential) -> Any:
+        return measure.examples(model, test, classes=work.parts.source.classes, seed=job.seed)
+
+    _each(work, "attacks", curves, again=again)
+    _each(work, "solvers", solvers, again=again, first_seed=True)
+    _each(work, "examples", gallery, again=again, first_seed=True)
+
+
+def audit(work: Workspace) -> int:
+    """Compare what was measured with what was proved; returns the number of comparisons.
+
+    Raises:
+        AuditError: An estimate exceeds a certificate, or an attack helps a network.
+    """
+    made = 0
+    for job in work.jobs():
+        made += audit_records(job.read("certificates") or [], job.title)
+        attacks = job.read("attacks")
+        if attacks:
+            audit_curves(attacks, job.title)
+            made += attacks.get("comparisons", 0)
+    work.say(f"audit: {made:,} comparisons of measured with proved, none violated")
+    return made
+
+
+def report(work: Workspace) -> Path:
+    """Write ``report.html``."""
+    from wellposed.report import write_report
+
+    path = write_report(work.folder)
+    work.say(f"report: {path}")
+    return path
+
+
+def _each(
+    work: Workspace,
+    name: str,
+    step: Callable[[Job, nn.Sequential], Any],
+    *,
+    again: bool,
+    first_seed: bool = False,
+) -> None:
+    torch.set_num_threads(work.config.threads)
+    for job in work.jobs():
+        if first_seed and job.seed != work.config.seeds[0]:
+            continue
+        model, weights = work.trained(job)
+        if job.done(name, weights) and not again:
+            work.say(f"{job.title}: {name} done already")
+            continue
+        began = process_time()
+        job.write(name, step(job, model), weights)
+        work.say(f"{job.title}: {name} in {process_time() - began:.1f} CPU s")

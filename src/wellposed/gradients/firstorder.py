@@ -1,0 +1,105 @@
+"""First derivatives of a fixed point without a graph of the backward pass.
+
+``u = J^T u + g`` and ``dL/dtheta = (df/dtheta)^T u``: by the analytic transpose for affine maps,
+by one graph of the map and repeated vector-Jacobian products for any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from wellposed.core.maps import AffineMap, LinearMap, Map
+from wellposed.solvers.base import Solution, Stopping
+from wellposed.solvers.krylov import LinearSolver
+
+
+def pull_back(
+    map_: Map,
+    z: Tensor,
+    g: Tensor,
+    needed: tuple[bool, ...],
+    solver: LinearSolver,
+    stopping: Stopping,
+) -> tuple[Solution, list[Tensor | None]]:
+    """Solve the adjoint equation at `z` for the cotangent `g`.
+
+    Args:
+        map_: The map, without history.
+        z: Fixed points, without history.
+        g: Cotangent of `z`.
+        needed: Which of the map's tensors want a gradient.
+        solver: Of the linear equation.
+        stopping: Its tolerances.
+
+    Returns:
+        The adjoint state and one gradient for each of the map's tensors.
+    """
+    if isinstance(map_, AffineMap):
+        return _affine(map_, z, g, needed, solver, stopping)
+    return _general(map_, z, g, needed, solver, stopping)
+
+
+def _affine(
+    map_: AffineMap,
+    z: Tensor,
+    g: Tensor,
+    needed: tuple[bool, ...],
+    solver: LinearSolver,
+    stopping: Stopping,
+) -> tuple[Solution, list[Tensor | None]]:
+    slopes, operator = map_.slopes(z), map_.operator
+
+    def transposed(weight: Tensor, d: Tensor) -> Callable[[Tensor], Tensor]:
+        turned = operator.with_weight(weight)
+        return lambda u: turned.adjoint(d * u)
+
+    found = solver.solve(
+        LinearMap(transposed, g, (operator.weight, slopes), (False, True)), stopping
+    )
+    flow = slopes * found.value
+    out: list[Tensor | None] = [
+        operator.weight_gradient(flow, z) if needed[0] else None,
+        flow if needed[1] else None,
+    ]
+    if map_.feedback is not None:
+        shape = map_.feedback.shape
+        # s -> psi(a, s) has d psi / d a = z d psi / d s
+        out.append((flow * z).sum_to_size(1, *shape)[0] if needed[2] else None)
+    return found, out
+
+
+def _general(
+    map_: Map,
+    z: Tensor,
+    g: Tensor,
+    needed: tuple[bool, ...],
+    solver: LinearSolver,
+    stopping: Stopping,
+) -> tuple[Solution, list[Tensor | None]]:
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        tensors = tuple(
+            t.detach().requires_grad_(need) for t, need in zip(map_.tensors, needed, strict=True)
+        )
+        fz = map_.with_tensors(tensors)(z)
+    found = solver.solve(LinearMap(lambda: transposed_of(fz, z), g), stopping)
+    wanted = [t for t, need in zip(tensors, needed, strict=True) if need]
+    if not wanted or not fz.requires_grad:
+        return found, [None] * len(needed)
+    grads = iter(torch.autograd.grad(fz, wanted, found.value.to(fz.dtype), allow_unused=True))
+    return found, [next(grads) if need else None for need in needed]
+
+
+def transposed_of(fz: Tensor, z: Tensor) -> Callable[[Tensor], Tensor]:
+    """``u -> J^T u`` from a graph of ``fz = f(z)``."""
+
+    def pull(u: Tensor) -> Tensor:
+        if not fz.requires_grad:
+            return torch.zeros_like(u)
+        (row,) = torch.autograd.grad(fz, z, u.to(fz.dtype), retain_graph=True, allow_unused=True)
+        return torch.zeros_like(u) if row is None else row.to(u.dtype)
+
+    return pull

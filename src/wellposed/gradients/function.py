@@ -1,0 +1,228 @@
+"""The fixed point as an `autograd.Function`, right to any order in reverse and forward mode.
+
+The Function takes the map's tensors as explicit inputs and saves its own *output*. Differentiating
+its backward pass therefore meets the fixed point again, and the adjoint and tangent equations,
+being fixed points themselves, are put on the tape the same way.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp
+
+from wellposed.core.maps import AffineMap, LinearMap, Map
+from wellposed.core.peel import plain, wrapped
+from wellposed.errors import ConfigError, NonConvergenceWarning
+from wellposed.gradients.base import Problem, autocasting, steady_precision
+from wellposed.gradients.firstorder import pull_back
+from wellposed.solvers.base import AdjointReport, Solution, Stopping, describe, solve
+from wellposed.solvers.krylov import LinearSolver
+
+_HALF_RTOL = 1e-2
+
+
+@dataclass(frozen=True)
+class Adjoint:
+    """How linear equations are solved.
+
+    Args:
+        solver: Of ``u = M u + g``.
+        rtol: Relative tolerance; `None` takes a tenth of the forward tolerance.
+        max_evaluations: Budget of products a sample.
+        report: Whether the outcome is recorded and a miss of the tolerance warned about.
+    """
+
+    solver: LinearSolver
+    rtol: float | None = None
+    max_evaluations: int = 2000
+    report: bool = True
+
+    def stopping(self, forward: Stopping, dtype: torch.dtype, *, coarse: bool) -> Stopping:
+        """Tolerances of the equation; `coarse` if its products run in mixed precision."""
+        rtol = self.rtol
+        if rtol is None:
+            rtol = max(0.1 * forward.tolerances(dtype)[0], 8 * torch.finfo(dtype).eps)
+            if coarse:
+                rtol = max(rtol, _HALF_RTOL)
+        return Stopping(rtol, 0.0, self.max_evaluations)
+
+    def record(self, report: AdjointReport, found: Solution) -> None:
+        """Write down how the equation was solved; warn if it was not."""
+        if not self.report:
+            return
+        report.evaluations = plain(found.evaluations)
+        report.residual = plain(found.residual)
+        report.status = plain(found.status)
+        if bool(report.status.any()):
+            told = replace(found, status=report.status, residual=report.residual)
+            warnings.warn(
+                f"Adjoint equation: {describe(told)} The gradient is not exact.",
+                NonConvergenceWarning,
+                stacklevel=3,
+            )
+
+
+@dataclass(eq=False)
+class Equation:
+    """What the Function needs besides tensors; `solution` is written by its forward pass.
+
+    Args:
+        problem: In the form that is differentiated: the canonical one.
+        adjoint: How the linear equations are solved.
+        report: Filled by the backward pass.
+        given: The form that the solver was given, with the same fixed points.
+        linear: Whether this is itself an adjoint or tangent equation.
+    """
+
+    problem: Problem
+    adjoint: Adjoint
+    report: AdjointReport
+    given: Map | None = None
+    linear: bool = False
+    solution: Solution | None = None
+
+    def solve(self, tensors: tuple[Tensor, ...], start: Tensor) -> Tensor:
+        """Solve for these numbers, off the tape."""
+        problem = self.problem
+        transformed = any(map(wrapped, (start, *tensors)))
+        map_ = self.given or problem.map_.with_tensors(tensors)
+        with steady_precision(map_, start):
+            if isinstance(map_, LinearMap) and self.linear:
+                found = self.adjoint.solver.solve(map_, problem.stopping)
+            else:
+                found = solve(map_, start, problem.solver, problem.stopping)
+        value = found.value
+        if transformed:
+            # a transform's wrappers die with it: what is kept must be plain numbers
+            found = Solution(
+                plain(value), plain(found.residual), plain(found.evaluations), plain(found.status)
+            )
+        self.solution = found
+        return value
+
+
+def attach_equation(problem: Problem, adjoint: Adjoint) -> Solution:
+    """Solve and put the value on the tape by implicit differentiation."""
+    # the adjoint is best conditioned on the canonical form, whatever form the solver iterates
+    map_ = problem.map_.canonical()
+    report = AdjointReport()
+    # a transform hands the Function other numbers than those that the given form holds
+    given = None if any(map(wrapped, map_.tensors)) else problem.map_
+    node = Equation(replace(problem, map_=map_), adjoint, report, given=given)
+    value: Tensor = FixedPoint.apply(node, problem.start, *map_.tensors)  # pyright: ignore
+    assert node.solution is not None  # noqa: S101 - set by the forward pass, just run
+    return replace(node.solution, value=value, adjoint=report if adjoint.report else None)
+
+
+class FixedPoint(torch.autograd.Function):
+    """``z*(tensors)`` with derivatives of every order."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(node: Equation, start: Tensor, *tensors: Tensor) -> Tensor:  # pyright: ignore
+        return node.solve(tensors, start)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # pyright: ignore
+        node, _, *tensors = inputs
+        ctx.node = node
+        ctx.save_for_backward(output, *tensors)
+        ctx.save_for_forward(output, *tensors)
+        kind = output.device.type
+        ctx.cast = (
+            (kind, torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (g,) = grads
+        if torch._C._functorch.is_legacy_batchedtensor(g):  # pyright: ignore  # noqa: SLF001
+            raise ConfigError(
+                "Batched cotangents (`is_grads_batched=True`, `vectorize=True`) cannot pass a "
+                "fixed point.",
+                hint="use `torch.func.jacrev`, which can.",
+            )
+        z, *tensors = ctx.saved_tensors
+        node: Equation = ctx.node
+        map_, needed = node.problem.map_, ctx.needs_input_grad[2:]
+        with _precision_of(ctx.cast, map_, z):
+            if not torch.is_grad_enabled() and not wrapped(g):
+                now = map_.with_tensors(tuple(t.detach() for t in tensors))
+                stopping = _stopping(node, z)
+                found, out = pull_back(now, z.detach(), g, needed, node.adjoint.solver, stopping)
+                node.adjoint.record(node.report, found)
+                return (None, None, *out)
+            f = _function(map_)
+
+            def transposed(z: Tensor, *args: Tensor) -> Callable[[Tensor], Tensor]:
+                pull = vjp(lambda s: f(s, *args), z)[1]
+                return lambda u: pull(u)[0]
+
+            u = _linear(node, transposed, g, z, tensors)
+            pulled = vjp(lambda *args: f(z, *args), *tensors)[1](u)
+            return (None, None, *(p if n else None for p, n in zip(pulled, needed, strict=True)))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:  # pyright: ignore
+        z, *tensors = ctx.saved_tensors
+        node: Equation = ctx.node
+        f = _function(node.problem.map_)
+        moved = tuple(
+            torch.zeros_like(t) if d is None else d
+            for t, d in zip(tensors, tangents[2:], strict=True)
+        )
+
+        def forward(z: Tensor, *args: Tensor) -> Callable[[Tensor], Tensor]:
+            return lambda v: jvp(lambda s: f(s, *args), (z,), (v,))[1]
+
+        with _precision_of(ctx.cast, node.problem.map_, z):
+            direct = jvp(lambda *args: f(z, *args), tuple(tensors), moved)[1]
+            return _linear(node, forward, direct, z, tensors)
+
+
+def _function(map_: Map) -> Callable[..., Tensor]:
+    return lambda z, *tensors: map_.with_tensors(tensors)(z)
+
+
+def _stopping(node: Equation, z: Tensor) -> Stopping:
+    if node.linear:
+        return node.problem.stopping
+    coarse = autocasting(z) and not isinstance(node.problem.map_, AffineMap)
+    return node.adjoint.stopping(node.problem.stopping, z.dtype, coarse=coarse)
+
+
+def _precision_of(
+    cast: tuple[str, torch.dtype] | None, map_: Map, z: Tensor
+) -> AbstractContextManager[object]:
+    """The mixed precision of the forward pass, whatever surrounds the backward pass."""
+    if cast is not None and not isinstance(map_, AffineMap):
+        return torch.autocast(cast[0], dtype=cast[1])
+    return torch.autocast(z.device.type, enabled=False) if autocasting(z) else nullcontext()
+
+
+def _linear(
+    node: Equation,
+    make: Callable[..., Callable[[Tensor], Tensor]],
+    rhs: Tensor,
+    z: Tensor,
+    tensors: list[Tensor],
+) -> Tensor:
+    """Solve ``u = M(z, tensors) u + rhs`` as a fixed point on the tape."""
+    flags = node.problem.map_.batched
+    # inside a function transform a Jacobian product cannot be rebuilt on fewer rows
+    flags = None if flags is None or wrapped(rhs) or wrapped(z) else (True, *flags)
+    map_ = LinearMap(make, rhs, (z, *tensors), flags)
+    inner = Problem(map_, rhs, node.problem.solver, _stopping(node, z))
+    below = Equation(inner, node.adjoint, node.report, linear=True)
+    u: Tensor = FixedPoint.apply(below, rhs, *map_.tensors)  # pyright: ignore
+    if below.solution is not None:
+        node.adjoint.record(node.report, below.solution)
+    return u

@@ -1,0 +1,100 @@
+"""What a person sees during training: a bar on a terminal, one line an epoch elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import monotonic
+from typing import Any, final
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+
+@final
+class Display:
+    """Progress of one training run.
+
+    Args:
+        title: Name of the run.
+        epochs: Epochs in all.
+        steps: Steps an epoch.
+        console: Where to write; the terminal by default.
+        quiet: Write nothing at all.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        epochs: int,
+        steps: int,
+        *,
+        console: Console | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self.console = console or Console(quiet=quiet)
+        self.title, self.epochs, self.steps = title, epochs, steps
+        self._next = 0.0
+        self._note = ""
+        self._bar: Progress | None = None
+        self._task: Any = None
+        if self.console.is_terminal and not quiet:
+            self._bar = Progress(
+                SpinnerColumn(),
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TextColumn("steps"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(title, total=epochs * steps, note="")
+
+    def __enter__(self) -> Display:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    @property
+    def due(self) -> bool:
+        """Whether the bar wants news; asked at each step, so it costs a clock reading at most."""
+        return self._bar is not None and monotonic() >= self._next
+
+    def step(self, epoch: int, step: int, loss: float) -> None:
+        """News from within an epoch."""
+        self._next = monotonic() + 0.2
+        if self._bar is not None:
+            self._bar.update(
+                self._task,
+                completed=epoch * self.steps + step,
+                note=f"epoch {epoch + 1}/{self.epochs}  loss {loss:.4f}{self._note}",
+            )
+
+    def epoch(self, row: Mapping[str, float]) -> None:
+        """One line about an epoch that is over."""
+        parts = [f"loss {row['train_loss']:.4f}", f"train {100 * row['train_accuracy']:6.2f} %"]
+        if "validation_accuracy" in row:
+            self._note = f"  validation {100 * row['validation_accuracy']:.2f} %"
+            parts.append(self._note.strip())
+        if "evaluations_mean" in row:
+            parts.append(
+                f"evaluations {row['evaluations_mean']:.1f} (max {row['evaluations_max']:.0f})"
+            )
+        parts.append(f"{row['cpu_seconds']:.1f} CPU s")
+        self.console.print(
+            f"[bold]{self.title}[/] {int(row['epoch'])}/{self.epochs}  " + "  ".join(parts),
+            highlight=False,
+            soft_wrap=True,
+        )
