@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
+from wellposed.cells.base import AffineCell
+from wellposed.core.affine import Affine
 from wellposed.core.norms import MaxNorm, Norm, OneNorm, TwoNorm
 from wellposed.core.records import Estimate
 from wellposed.core.sets import Box
@@ -79,13 +83,29 @@ def lipschitz_lower(
 
 
 def _exact_copy(module: nn.Module) -> nn.Module:
-    net = deepcopy(module).to("cpu", torch.float64).eval()
-    for part in net.modules():
-        if isinstance(part, Equilibrium):
-            part.eval_stopping = Stopping(rtol=1e-11, max_evaluations=5000)
-            part.gradient = Implicit(rtol=1e-11, max_evaluations=5000)
-            part.on_failure = "ignore"
-    return net
+    net = deepcopy(module).cpu().eval()
+    layers = [part for part in net.modules() if isinstance(part, Equilibrium)]
+    for layer in layers:
+        layer.eval_stopping = Stopping(rtol=1e-11, max_evaluations=5000)
+        layer.gradient = Implicit(rtol=1e-12, max_evaluations=20_000)
+        layer.on_failure = "ignore"
+        if isinstance(layer.cell, AffineCell):
+            # weights made anew in float64 would be those of a slightly different network
+            layer.cell = _Explicit(layer.cell.explicit().double())
+    return net.double()
+
+
+@final
+class _Explicit(AffineCell):
+    """A cell with given explicit weights."""
+
+    def __init__(self, affine: Affine) -> None:
+        super().__init__()
+        self._affine = affine
+
+    @override
+    def explicit(self) -> Affine:
+        return self._affine
 
 
 def _jacobian(net: nn.Module, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,10 +146,21 @@ def _quotient(
     """``||f(x) - f(x')|| / ||x - x'||`` of each pair; zero where the two points coincide."""
     with torch.no_grad():
         change = norms[1](net(other).flatten(1) - y)
+    change = torch.where(_solved(net, len(x)), change, 0.0)
     distance = norms[0]((other - x).flatten(1))
     # differences of nearly equal numbers are mostly rounding: such a pair proves nothing
     usable = distance > 1e-7 * (1 + x.flatten(1).abs().amax(1))
     return torch.where(usable, change / distance.clamp(min=1e-300), 0.0).nan_to_num(0.0)
+
+
+def _solved(net: nn.Module, rows: int) -> Tensor:
+    """Which samples of the last call were solved in every equilibrium layer."""
+    good = torch.ones(rows, dtype=torch.bool)
+    for part in net.modules():
+        if isinstance(part, Equilibrium) and part.last is not None:
+            converged = part.last.converged
+            good &= converged if len(converged) == rows else bool(converged.all())
+    return good
 
 
 def _inside(points: Tensor, region: Box | None) -> Tensor:

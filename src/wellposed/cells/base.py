@@ -20,7 +20,7 @@ class Cell(nn.Module, ABC):
     def bind(self, x: Tensor) -> Map:
         """Inject the inputs once and return the map to iterate."""
 
-    def start(self, x: Tensor, map_: Map) -> Tensor:  # noqa: ARG002
+    def start(self, x: Tensor, map_: Map) -> Tensor:
         """The first iterate for inputs `x`."""
         first = map_.start()
         if first is None:

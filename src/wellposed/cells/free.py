@@ -53,9 +53,12 @@ class FreeCell(Cell):
         dtype = x.dtype
         if torch.is_autocast_enabled(x.device.type):
             dtype = next((p.dtype for p in self.f.parameters()), torch.float32)
-        return torch.zeros_like(x[:, :0].flatten(1).sum(1), dtype=dtype).reshape(
-            -1, *[1] * len(shape)
-        ).expand(-1, *shape).clone()
+        return (
+            torch.zeros_like(x[:, :0].flatten(1).sum(1), dtype=dtype)
+            .reshape(-1, *[1] * len(shape))
+            .expand(-1, *shape)
+            .clone()
+        )
 
     @override
     def extra_repr(self) -> str:

@@ -78,5 +78,3 @@ class InfNormCell(AffineCell):
     @override
     def extra_repr(self) -> str:
         return f"{self.n_in}, {self.n_state}, bound={self.bound}, {self.activation.name}"
-
-

@@ -7,9 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from wellposed.core.maps import FunctionMap
 from wellposed.errors import ConfigError, ShapeError
@@ -84,16 +81,29 @@ def refuse_unsteady(module: nn.Module) -> None:
             )
 
 
+# public classes: torch keeps their common bases private
+_BATCH = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+_INSTANCE = nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d
+_DROPOUT = (
+    nn.Dropout
+    | nn.Dropout1d
+    | nn.Dropout2d
+    | nn.Dropout3d
+    | nn.AlphaDropout
+    | nn.FeatureAlphaDropout
+)
+
+
 def _fault(part: nn.Module) -> str:
-    if isinstance(part, _BatchNorm):
+    if isinstance(part, _BATCH):
         if part.training:
             return "is in training mode: it mixes the samples of a batch and changes its buffers"
         return "" if part.running_mean is not None else "mixes the samples of a batch"
     if not part.training:
         return ""
-    if isinstance(part, _InstanceNorm) and part.track_running_stats:
+    if isinstance(part, _INSTANCE) and part.track_running_stats:
         return "is in training mode: it changes its buffers at every evaluation"
-    random = isinstance(part, _DropoutNd) and part.p > 0
+    random = isinstance(part, _DROPOUT) and part.p > 0
     random |= isinstance(part, nn.RNNBase | nn.MultiheadAttention) and part.dropout > 0
     if random or isinstance(part, nn.RReLU):
         return "is in training mode: it draws new random numbers at every evaluation"

@@ -1,4 +1,4 @@
-"""NEMON: affine cells with a logarithmic max norm bounded by construction, dense and convolution."""
+"""NEMON: affine cells with a logarithmic max norm that is bounded by construction."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ class NemonConv2d(AffineCell):
 
     With a free kernel ``K`` whose centre taps ``K[o, o, c, c]`` are unused, one shift a channel:
     ``A = [eta] K [eta]^-1 + diag_o( margin - S_o - softplus(d_o) )``,
-    ``S_o = sum_{i, k, l} |K[o, i, k, l]|`` and ``eta = exp(asinh(s))``. Every row of channel ``o`` then has measure at most
-    ``margin - softplus(d_o)``, with equality at every pixel for circular padding and away from the
-    border for zeros. (A shift by the largest entry instead of the sum, as published code has it,
-    bounds nothing.)
+    ``S_o = sum_{i, k, l} |K[o, i, k, l]|`` and ``eta = exp(asinh(s))``. Every row
+    of channel ``o`` then has measure at most ``margin - softplus(d_o)``, with equality at every
+    pixel for circular padding and away from the border for zeros. (A shift by the largest entry
+    instead of the sum, as published code has it, bounds nothing.)
 
     Args:
         c_in: Channels of the input image.
@@ -125,7 +125,8 @@ class NemonConv2d(AffineCell):
             raise ConfigError(f'`padding` must be "zeros" or "circular", got {padding!r}.')
         self.margin = check_margin(margin)
         self.activation = check_cone(activation or ReLU())
-        self.image, self.padding, self.stride = image, padding, stride
+        self.image, self.stride = image, stride
+        self.padding: Padding = padding
         self.inject = nn.Parameter(torch.empty(c_state, c_in, kernel, kernel, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(c_state, dtype=dtype))
         self.K = nn.Parameter(torch.empty(c_state, c_state, kernel, kernel, dtype=dtype))

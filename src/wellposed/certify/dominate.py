@@ -84,12 +84,18 @@ class Resolvent:
         if self._factors is not None:
             flat = f.reshape(len(f), -1).mT
             return torch.linalg.lu_solve(*self._factors, flat).mT.reshape(f.shape)
-        e = f
-        for _ in range(steps):
+        e, last = f, torch.ones(len(f), dtype=torch.float64)
+        for count in range(1, steps + 1):
             image = self.product(e) + f
-            if bool(((image - e).abs() <= 1e-14 * image).all()):
+            step = image - e
+            if bool((step.abs() <= 1e-14 * image).all()):
                 return image
-            e = image
+            size = step.abs().flatten(1).sum(1)
+            if count % 50 == 0:
+                # what is left decays like the dominant eigenvalue: sum its geometric series
+                rate = (size / last).nan_to_num(0.0).clamp(max=0.999999)
+                image = image + step * (rate / (1 - rate)).reshape(-1, *[1] * len(self.shape))
+            e, last = image, size
         return e
 
     @cached_property

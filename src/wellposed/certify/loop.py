@@ -30,6 +30,7 @@ RULE_L4 = (
     "2106.03194 and 2112.05310)"
 )
 _DENSE_LIMIT = 3000
+_FORMED_LIMIT = 600  # up to this size a convolution is factorised as well
 
 
 @final
@@ -75,9 +76,10 @@ class Loop(Majorant):
         return type(self)(self.affine, gain)
 
     def _matrix(self) -> Tensor | None:
-        if not isinstance(self._A, Dense) or prod(self.out_shape) > _DENSE_LIMIT:
+        limit = _DENSE_LIMIT if isinstance(self._A, Dense) else _FORMED_LIMIT
+        if prod(self.out_shape) > limit:
             return None
-        return self.gain.expand(1, *self.out_shape)[0][:, None] * self._A.matrix
+        return self.gain.expand(self.out_shape).reshape(-1, 1) * self._A.materialise()
 
     def _couple(self, e: Tensor) -> Tensor:
         return outward(self.gain * self._A.apply(e), self.off.terms + 1)

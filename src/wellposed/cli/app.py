@@ -25,6 +25,7 @@ def make_app() -> App:
         help="Train, certify, attack and report equilibrium networks.",
         version_flags=["--version"],
         result_action="return_value",
+        suppress_keyboard_interrupt=False,
     )
     for command in (run, train, certify, attack, report, env, fields):
         app.command(command)

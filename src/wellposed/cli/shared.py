@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from wellposed.errors import ConfigError
+
 if TYPE_CHECKING:
     from wellposed.experiments.workspace import Workspace
 
@@ -31,11 +33,18 @@ def configured(
 
     changes = flags(tokens)
     if seeds is not None:
-        changes |= flags(["--seeds", f"[{seeds}]"])
+        changes["seeds"] = _whole_numbers(seeds)
     if name is not None:
         changes["name"] = name
     loaded = load(config, changes)
     return Workspace(loaded, out / loaded.name, command_line())
+
+
+def _whole_numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"`--seeds` is {text!r}; expected whole numbers such as 0,1,2.") from None
 
 
 def opened(run: Path) -> Workspace:

@@ -80,7 +80,8 @@ class LeakyReLU(Activation):
 
     @override
     def slope(self, v: Tensor) -> Tensor:
-        return torch.where(v > 0, 1.0, self.negative_slope).to(v.dtype)
+        # two numbers alone would meet in the default dtype: 0.7 in float32 is less than 0.7
+        return torch.where(v > 0, torch.ones_like(v), self.negative_slope)
 
     @override
     def slope_range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,7 +211,7 @@ class _Dipped(Activation):
         low, high = self.slopes
         # right of the minimiser the function increases; further detail is not needed for soundness
         rising = lower >= self.argmin + 1e-6
-        return torch.where(rising, 0.0, low).to(lower), torch.full_like(upper, high)
+        return torch.where(rising, torch.zeros_like(lower), low), torch.full_like(upper, high)
 
 
 @final

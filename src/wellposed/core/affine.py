@@ -47,7 +47,7 @@ class Affine:
 
     def bind(self, u: Tensor) -> AffineMap:
         """Inject the inputs ``u`` once: the map ``z -> phi(A z + (B u + b))``."""
-        offset = self.B.apply(u) + self.bias
+        offset = self.B.apply(u, self.bias)
         return AffineMap(
             self.A, offset, self.activation, self.feedback, canonical_form=self.canonical_form
         )

@@ -16,5 +16,10 @@ def plain(x: Tensor) -> Tensor:
     while wrapped(x):
         x = torch._C._functorch.get_unwrapped(x)  # pyright: ignore
     # an operation under a live transform would wrap its result again
-    with torch._C._DisableFuncTorch():  # pyright: ignore  # noqa: SLF001
+    with torch._C._DisableFuncTorch():  # pyright: ignore
         return x.detach()
+
+
+def transforming() -> bool:
+    """Whether a `torch.func` transform surrounds the caller."""
+    return torch._C._are_functorch_transforms_active()  # pyright: ignore  # noqa: SLF001

@@ -2,7 +2,6 @@
 
 from wellposed.experiments.config import Config, load, parse
 from wellposed.experiments.models import build_model
-from wellposed.experiments.run import run
 from wellposed.experiments.workspace import Workspace
 
-__all__ = ["Config", "Workspace", "build_model", "load", "parse", "run"]
+__all__ = ["Config", "Workspace", "build_model", "load", "parse"]

@@ -82,7 +82,8 @@ def certified_radii(model: nn.Module, x: Tensor, y: Tensor) -> Proof:
     radii = (gap / allowed.clamp(min=1e-300)).amin(1)
     good = believed & (margins(logits, y) > 0) & torch.isfinite(error)
     radii = torch.where(good, radii, 0.0).clamp(min=0)
-    return Proof(radii, gap.amin(1), error, RULE, tuple(majorant.assumes))
+    trust = f"logits computed in float64 are within {ALLOWANCE:g} of their size of the exact ones"
+    return Proof(radii, gap.amin(1), error, RULE, (*majorant.assumes, trust))
 
 
 def _pairs(move: Tensor, head: nn.Module | None) -> Tensor:

@@ -61,7 +61,12 @@ def spread_out(split: Split, count: int) -> Tensor:
 
 
 def attack_curves(
-    model: nn.Module, split: Split, config: AttackSettings, *, seed: int = 0
+    model: nn.Module,
+    split: Split,
+    config: AttackSettings,
+    *,
+    seed: int = 0,
+    two_norm: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Accuracy under noise, inversion, FGSM and PGD, and the certified curve below them.
 
@@ -70,6 +75,7 @@ def attack_curves(
         split: Test images.
         config: Radii, samples, steps and restarts.
         seed: Of noise and random starts.
+        two_norm: Radii of PGD in the 2-norm, increasing; none by default.
 
     Raises:
         AuditError: An attack succeeds within a certified radius.
@@ -97,6 +103,15 @@ def attack_curves(
         "fgsm": fgsm,
         "pgd": pgd,
     }
+    if two_norm:
+        found["pgd-2"] = curves.two_norm_curve(
+            model,
+            sample,
+            two_norm,
+            generator=generator,
+            steps=config.steps,
+            restarts=config.restarts,
+        )
     margin = curves.clean_margins(model, sample)
     out: dict[str, Any] = {
         "samples": len(part),

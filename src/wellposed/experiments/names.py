@@ -9,29 +9,39 @@ from wellposed.core.activations import ACTIVATIONS, Activation
 from wellposed.errors import ConfigError
 from wellposed.gradients.base import Gradient
 from wellposed.gradients.implicit import Implicit
+from wellposed.gradients.truncated import Neumann, OneStep, Phantom, Unrolled
+from wellposed.solvers.anderson import Anderson
+from wellposed.solvers.auto import Auto
 from wellposed.solvers.base import Solver
+from wellposed.solvers.broyden import Broyden
+from wellposed.solvers.newton import Newton
 from wellposed.solvers.picard import Averaged, Jacobi, Picard
+from wellposed.solvers.splitting import DouglasRachford, ForwardBackward, PeacemanRachford
 
 T = TypeVar("T")
 
 
-def _lazy(module: str, name: str) -> Callable[[], Solver]:
-    def make() -> Solver:
-        from importlib import import_module
-
-        return getattr(import_module(module), name)()
-
-    return make
-
-
 SOLVERS: Mapping[str, Callable[[], Solver]] = {
-    "picard": Picard,
+    "auto": Auto,
     "jacobi": Jacobi,
+    "picard": Picard,
     "averaged": Averaged,
     "averaged-per-neuron": lambda: Averaged(per_neuron=True),
+    "anderson": Anderson,
+    "broyden": Broyden,
+    "newton": Newton,
+    "forward-backward": ForwardBackward,
+    "peaceman-rachford": PeacemanRachford,
+    "douglas-rachford": DouglasRachford,
 }
 
-GRADIENTS: Mapping[str, Callable[[], Gradient]] = {"implicit": Implicit}
+GRADIENTS: Mapping[str, Callable[[], Gradient]] = {
+    "implicit": Implicit,
+    "one-step": OneStep,
+    "neumann": Neumann,
+    "phantom": Phantom,
+    "unrolled": Unrolled,
+}
 
 
 def activation(name: str) -> Activation:

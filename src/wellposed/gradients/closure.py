@@ -58,7 +58,7 @@ def attach_closure(problem: Problem, adjoint: Adjoint) -> Solution:
 
 
 def _level(x: Tensor) -> int:
-    return torch._C._functorch.maybe_get_level(x) if wrapped(x) else -1  # pyright: ignore  # noqa: SLF001
+    return torch._C._functorch.maybe_get_level(x) if wrapped(x) else -1  # pyright: ignore
 
 
 class _Pull:
@@ -103,11 +103,11 @@ class _Refuse(torch.autograd.Function):
     """Passes a first derivative on and raises when it is differentiated."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, *_links: Tensor) -> Tensor:  # noqa: ARG004  # pyright: ignore
+    def forward(ctx: Any, value: Tensor, *_links: Tensor) -> Tensor:  # pyright: ignore
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ARG004
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         raise HigherOrderError(
             "A second derivative was asked for through a function that captures tensors: they are "
             "not inputs of the fixed point, so the result would be wrong.",

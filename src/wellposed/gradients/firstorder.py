@@ -21,6 +21,7 @@ def pull_back(
     z: Tensor,
     g: Tensor,
     needed: tuple[bool, ...],
+    *,
     solver: LinearSolver,
     stopping: Stopping,
 ) -> tuple[Solution, list[Tensor | None]]:
@@ -38,8 +39,8 @@ def pull_back(
         The adjoint state and one gradient for each of the map's tensors.
     """
     if isinstance(map_, AffineMap):
-        return _affine(map_, z, g, needed, solver, stopping)
-    return _general(map_, z, g, needed, solver, stopping)
+        return _affine(map_, z, g, needed, solver=solver, stopping=stopping)
+    return _general(map_, z, g, needed, solver=solver, stopping=stopping)
 
 
 def _affine(
@@ -47,6 +48,7 @@ def _affine(
     z: Tensor,
     g: Tensor,
     needed: tuple[bool, ...],
+    *,
     solver: LinearSolver,
     stopping: Stopping,
 ) -> tuple[Solution, list[Tensor | None]]:
@@ -76,6 +78,7 @@ def _general(
     z: Tensor,
     g: Tensor,
     needed: tuple[bool, ...],
+    *,
     solver: LinearSolver,
     stopping: Stopping,
 ) -> tuple[Solution, list[Tensor | None]]:
@@ -100,6 +103,7 @@ def transposed_of(fz: Tensor, z: Tensor) -> Callable[[Tensor], Tensor]:
         if not fz.requires_grad:
             return torch.zeros_like(u)
         (row,) = torch.autograd.grad(fz, z, u.to(fz.dtype), retain_graph=True, allow_unused=True)
-        return torch.zeros_like(u) if row is None else row.to(u.dtype)
+        # torch declares no `None` here, but returns it for unused inputs
+        return torch.zeros_like(u) if row is None else row.to(u.dtype)  # pyright: ignore[reportUnnecessaryComparison]
 
     return pull

@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.func import jvp, vjp
 
 from wellposed.core.maps import AffineMap, LinearMap, Map
-from wellposed.core.peel import plain, wrapped
+from wellposed.core.peel import plain, transforming, wrapped
 from wellposed.errors import ConfigError, NonConvergenceWarning
 from wellposed.gradients.base import Problem, autocasting, steady_precision
 from wellposed.gradients.firstorder import pull_back
 from wellposed.solvers.base import AdjointReport, Solution, Stopping, describe, solve
 from wellposed.solvers.krylov import LinearSolver
+from wellposed.solvers.picard import Jacobi
 
 _HALF_RTOL = 1e-2
 
@@ -113,11 +114,13 @@ def attach_equation(problem: Problem, adjoint: Adjoint) -> Solution:
     # the adjoint is best conditioned on the canonical form, whatever form the solver iterates
     map_ = problem.map_.canonical()
     report = AdjointReport()
+    # Jacobi iterates the canonical form, which need not be formed twice;
     # a transform hands the Function other numbers than those that the given form holds
-    given = None if any(map(wrapped, map_.tensors)) else problem.map_
+    same = isinstance(problem.solver, Jacobi) or any(map(wrapped, map_.tensors))
+    given = None if same else problem.map_
     node = Equation(replace(problem, map_=map_), adjoint, report, given=given)
-    value: Tensor = FixedPoint.apply(node, problem.start, *map_.tensors)  # pyright: ignore
-    assert node.solution is not None  # noqa: S101 - set by the forward pass, just run
+    value = _apply(node, problem.start, map_.tensors)
+    assert node.solution is not None
     return replace(node.solution, value=value, adjoint=report if adjoint.report else None)
 
 
@@ -128,10 +131,12 @@ class FixedPoint(torch.autograd.Function):
 
     @staticmethod
     def forward(node: Equation, start: Tensor, *tensors: Tensor) -> Tensor:  # pyright: ignore
+        """Solve."""
         return node.solve(tensors, start)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # pyright: ignore
+        """Save the output itself: whoever differentiates it meets this Function again."""
         node, _, *tensors = inputs
         ctx.node = node
         ctx.save_for_backward(output, *tensors)
@@ -143,8 +148,9 @@ class FixedPoint(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The adjoint equation."""
         (g,) = grads
-        if torch._C._functorch.is_legacy_batchedtensor(g):  # pyright: ignore  # noqa: SLF001
+        if torch._C._functorch.is_legacy_batchedtensor(g):  # pyright: ignore
             raise ConfigError(
                 "Batched cotangents (`is_grads_batched=True`, `vectorize=True`) cannot pass a "
                 "fixed point.",
@@ -157,7 +163,9 @@ class FixedPoint(torch.autograd.Function):
             if not torch.is_grad_enabled() and not wrapped(g):
                 now = map_.with_tensors(tuple(t.detach() for t in tensors))
                 stopping = _stopping(node, z)
-                found, out = pull_back(now, z.detach(), g, needed, node.adjoint.solver, stopping)
+                found, out = pull_back(
+                    now, z.detach(), g, needed, solver=node.adjoint.solver, stopping=stopping
+                )
                 node.adjoint.record(node.report, found)
                 return (None, None, *out)
             f = _function(map_)
@@ -172,6 +180,7 @@ class FixedPoint(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:  # pyright: ignore
+        """The tangent equation."""
         z, *tensors = ctx.saved_tensors
         node: Equation = ctx.node
         f = _function(node.problem.map_)
@@ -186,6 +195,27 @@ class FixedPoint(torch.autograd.Function):
         with _precision_of(ctx.cast, node.problem.map_, z):
             direct = jvp(lambda *args: f(z, *args), tuple(tensors), moved)[1]
             return _linear(node, forward, direct, z, tensors)
+
+
+class _Direct(torch.autograd.Function):
+    """The same outside function transforms, where PyTorch calls it with far less ado.
+
+    (A Function with `setup_context` has its signature inspected at every call.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, node: Equation, start: Tensor, *tensors: Tensor) -> Tensor:  # pyright: ignore
+        value = node.solve(tensors, start)
+        FixedPoint.setup_context(ctx, (node, start, *tensors), value)
+        return value
+
+    backward = FixedPoint.backward
+    jvp = FixedPoint.jvp
+
+
+def _apply(node: Equation, start: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
+    kind = FixedPoint if transforming() else _Direct
+    return kind.apply(node, start, *tensors)  # pyright: ignore
 
 
 def _function(map_: Map) -> Callable[..., Tensor]:
@@ -222,7 +252,7 @@ def _linear(
     map_ = LinearMap(make, rhs, (z, *tensors), flags)
     inner = Problem(map_, rhs, node.problem.solver, _stopping(node, z))
     below = Equation(inner, node.adjoint, node.report, linear=True)
-    u: Tensor = FixedPoint.apply(below, rhs, *map_.tensors)  # pyright: ignore
+    u = _apply(below, rhs, map_.tensors)
     if below.solution is not None:
         node.adjoint.record(node.report, below.solution)
     return u

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from wellposed.cells.base import AffineCell, Cell
-from wellposed.core.maps import AffineMap
+from wellposed.core.maps import AffineMap, Map
 from wellposed.core.peel import plain, wrapped
 from wellposed.errors import ConfigError, NonConvergenceError, NonConvergenceWarning
 from wellposed.gradients.base import Gradient, Problem
 from wellposed.gradients.implicit import Implicit
 from wellposed.nn.functional import check_batch, default_stopping
 from wellposed.nn.functional import fixed_point as fixed_point
-from wellposed.solvers.base import Solution, Solver, Stopping, describe
+from wellposed.solvers.base import Solution, Solver, Status, Stopping, describe
 from wellposed.solvers.picard import Jacobi, Picard
 
 OnFailure = Literal["warn", "raise", "ignore"]
@@ -91,8 +91,12 @@ class Equilibrium(nn.Module):
         map_ = self.cell.bind(x)
         start = self.cell.start(x, map_)
         stopping = self.stopping if self.training else self.eval_stopping
-        stopping = stopping or default_stopping(map_, start, 1e-4 if self.training else None)
+        stopping = stopping or default_stopping(map_, start, 1e-3 if self.training else None)
         solution = self.gradient.attach(Problem(map_, start, self.solver, stopping))
+        broken = _broken_inputs(map_, x)
+        if broken is not None:
+            codes = torch.where(broken, Status.NONFINITE, solution.status).to(torch.int8)
+            solution = replace(solution, status=codes)
         if fill:
             solution = _first(solution, rows)
         self._react(solution)
@@ -105,13 +109,12 @@ class Equilibrium(nn.Module):
         return -len(x) % AffineMap.block
 
     def _react(self, solution: Solution) -> None:
-        told = replace(
-            solution,
-            value=plain(solution.value),
-            residual=plain(solution.residual),
-            evaluations=plain(solution.evaluations),
-            status=plain(solution.status),
-            map_=None,
+        told = Solution(
+            plain(solution.value),
+            plain(solution.residual),
+            plain(solution.evaluations),
+            plain(solution.status),
+            adjoint=solution.adjoint,
         )
         self.last = told
         action = self.on_failure or ("warn" if self.training else "raise")
@@ -135,6 +138,16 @@ class Equilibrium(nn.Module):
     @override
     def extra_repr(self) -> str:
         return f"solver={self.solver}, gradient={self.gradient}"
+
+
+def _broken_inputs(map_: Map, x: Tensor) -> Tensor | None:
+    """Samples with NaN or infinity where a saturating function would hide them."""
+    seen = x
+    if isinstance(map_, AffineMap):
+        if map_.activation.homogeneous:
+            return None  # the state is then not finite either, and the solve says so
+        seen = map_.offset
+    return None if wrapped(seen) else ~torch.isfinite(seen.detach()).flatten(1).all(1)
 
 
 def _first(solution: Solution, rows: int) -> Solution:

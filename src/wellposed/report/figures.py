@@ -7,9 +7,9 @@ from math import isfinite
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
-from wellposed.report.numbers import bounds, mean, number
+from wellposed.report.numbers import bounds, main_norm, mean, number
 from wellposed.report.reading import Run, Trial
 from wellposed.report.svg import (
     COLOURS,
@@ -84,9 +84,9 @@ def _epochs(
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=9))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: plain(v)))
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.yaxis.set_minor_locator(NullLocator())
         else:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.12 * max((max(y) for _, y in average.values()), default=1))
         axes.set_xlabel("epoch")
         whole_axis(axes.xaxis)
 
@@ -127,7 +127,7 @@ def convergence(name: str, solvers: dict[str, Any]) -> list[str]:
                     title,
                     _race_words(entries),
                     lambda axes, key=key, axis=axis: _race(axes, entries, solvers, key, axis),
-                    SMALL,
+                    size=SMALL,
                 )
             )
     counts = solvers.get("histogram")
@@ -147,7 +147,7 @@ def convergence(name: str, solvers: dict[str, Any]) -> list[str]:
             whole_axis(axes.xaxis)
 
         title = f"Evaluations, {counts.get('solver', 'own solver')} rtol {counts.get('rtol', 0):g}"
-        panels.append(panel(f"histogram-{name}", title, words, bars, SMALL))
+        panels.append(panel(f"histogram-{name}", title, words, bars, size=SMALL, left=0.58))
     return panels
 
 
@@ -188,7 +188,7 @@ def _race_words(entries: dict[str, Any]) -> str:
 
 def lipschitz(run: Run) -> list[str]:
     """Certified bounds and attacked lower bounds on a logarithmic axis, one panel a variant."""
-    found = {v: bounds(run.first(v, "certificates")) for v in run.variants}
+    found = {v: main_norm(bounds(run.first(v, "certificates"))) for v in run.variants}
     values = [row.value for rows in found.values() for row in rows]
     panels: list[str] = []
     for place, (variant, rows) in enumerate(found.items()):
@@ -213,7 +213,10 @@ def lipschitz(run: Run) -> list[str]:
             axes.tick_params(axis="y", length=0, labelcolor=INK)
 
         height = 0.95 + 0.27 * len(rows)
-        panels.append(panel(f"lipschitz-{place}", variant, words, bars, (3.7, height)))
+        left = 0.2 + 0.065 * max(len(row.label) for row in rows)
+        panels.append(
+            panel(f"lipschitz-{place}", variant, words, bars, size=(3.7, height), left=left)
+        )
     return panels
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
-from math import isfinite, sqrt
+from math import inf, isfinite, sqrt
 from typing import Any, Literal, final
 
 from wellposed.report.reading import Run, Trial
@@ -140,6 +140,13 @@ def bounds(records: Any) -> list[Bound]:
     return sorted(found, key=lambda b: (not b.proved, b.norms, -b.value))
 
 
+def main_norm(rows: list[Bound]) -> list[Bound]:
+    """The bounds in the max norm, or those of the first norm where there is none."""
+    norms = [row.norms for row in rows]
+    main = "max → max" if "max → max" in norms else (norms[0] if norms else "")
+    return [row for row in rows if row.norms == main]
+
+
 def _label(rule: str, record: dict[str, Any], *, proved: bool) -> str:
     head = rule.split(":", maxsplit=1)[0].split(" ", maxsplit=1)[0]
     level = head if len(head) == 2 and head[0] == "L" and head[1].isdigit() else ""
@@ -170,15 +177,37 @@ def epoch_mean(trial: Trial, name: str) -> float | None:
 
 
 def main_bounds(run: Run, variant: str) -> tuple[Bound | None, Bound | None]:
-    """The smallest certificate that holds everywhere, and the largest lower bound; max norm."""
-    rows = bounds(run.first(variant, "certificates"))
-    rows = [row for row in rows if row.norms == "max → max"] or rows
-    proved = [row for row in rows if row.proved and row.region == "everywhere"]
-    attacked = [row for row in rows if not row.proved]
-    return (
-        min(proved, key=lambda b: b.value, default=None),
-        max(attacked, key=lambda b: b.value, default=None),
-    )
+    """The smallest certificate that holds everywhere, and the largest lower bound beside it.
+
+    In the max norm, and for the seed whose certificate is the largest: what is said of a variant
+    holds for every seed.
+    """
+    found: list[tuple[Bound | None, Bound | None]] = []
+    for trial in run.of(variant):
+        rows = main_norm(bounds(trial.parts.get("certificates")))
+        proved = [row for row in rows if row.proved and row.region == "everywhere"]
+        attacked = [row for row in rows if not row.proved]
+        found.append(
+            (
+                min(proved, key=lambda b: b.value, default=None),
+                max(attacked, key=lambda b: b.value, default=None),
+            )
+        )
+    known = [pair for pair in found if pair[0] or pair[1]]
+    if not known:
+        return None, None
+    # a seed without a certificate leaves the variant without one
+    return max(known, key=lambda pair: inf if pair[0] is None else pair[0].value)
+
+
+def median_radius(run: Run, variant: str) -> float | None:
+    """The smallest over seeds of the median certified radius; `None` unless all seeds have one."""
+    found = [
+        number(((t.parts.get("attacks") or {}).get("certified") or {}).get("median_radius"))
+        for t in run.of(variant)
+    ]
+    known = [v for v in found if v is not None]
+    return min(known) if known and len(known) == len(found) else None
 
 
 def summary_rows(run: Run) -> list[list[str]]:
@@ -187,7 +216,6 @@ def summary_rows(run: Run) -> list[list[str]]:
     for variant in run.variants:
         trials = run.of(variant)
         proved, attacked = main_bounds(run, variant)
-        certified = (run.first(variant, "attacks") or {}).get("certified") or {}
         rows.append(
             [
                 variant,
@@ -203,7 +231,7 @@ def summary_rows(run: Run) -> list[list[str]]:
                     short(proved.value, way="up") if proved else NONE,
                     short(attacked.value, way="down") if attacked else NONE,
                 ),
-                short(number(certified.get("median_radius")), way="down"),
+                short(median_radius(run, variant), way="down"),
             ]
         )
     return rows

@@ -11,6 +11,8 @@ from typing import Any, final
 from wellposed.errors import DataError
 
 PARTS = ("metrics", "certificates", "attacks", "solvers", "examples")
+ONCE = ("solvers", "examples")
+"""Parts that a run makes for one seed of each variant only."""
 
 
 @final
@@ -100,6 +102,15 @@ def read_run(folder: Path) -> Run:
         for variant in [*order, *[v for v in on_disk if v not in order]]
         for place in sorted((folder / variant).glob("seed-*"), key=_number)
     ]
+    for variant in dict.fromkeys(trial.variant for trial in trials):
+        mine = [trial for trial in trials if trial.variant == variant]
+        missing += [
+            f"{variant}/seed-*/{name}.json: not there for any seed"
+            for name in ONCE
+            if not any(
+                (folder / variant / f"seed-{t.seed}" / f"{name}.json").exists() for t in mine
+            )
+        ]
     for variant in order:
         if variant not in on_disk:
             missing.append(f"{variant}/: the summary names this variant, its folder is not there")
@@ -117,6 +128,8 @@ def _trial(root: Path, place: Path, missing: list[str]) -> Trial:
     parts: dict[str, Any] = {}
     for name in PARTS:
         path = place / f"{name}.json"
+        if name in ONCE and not path.exists():
+            continue
         content = _json(root, path, missing)
         if content is not None:
             parts[name] = content

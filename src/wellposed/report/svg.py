@@ -13,7 +13,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 # colour-blind-safe (after Okabe and Ito); the page maps each to a variable with a dark twin
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c6d31")
@@ -76,7 +76,9 @@ def panel(
     title: str,
     describe: str,
     draw: Callable[[Axes], None],
+    *,
     size: tuple[float, float] = SIZE,
+    left: float = 0.46,
 ) -> str:
     """One panel as an SVG element without ids that could clash and without any address.
 
@@ -86,14 +88,18 @@ def panel(
         describe: What one sees, for readers who do not.
         draw: Draws on the axes.
         size: Inches.
+        left: Inches for the labels of the vertical axis.
     """
     style: Any = {**_STYLE, "svg.hashsalt": name}
     with mpl.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size)
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         axes.set_title(title, pad=8)
         draw(axes)
+        # fixed margins: an automatic layout draws every panel twice
+        width, height = size
+        figure.subplots_adjust(left / width, 0.44 / height, 1 - 0.1 / width, 1 - 0.32 / height)
         figure.patch.set_alpha(0)
         axes.patch.set_alpha(0)
         out = StringIO()
@@ -156,7 +162,7 @@ def log_axis(axis: Any, labels: Callable[[float, Any], str] = power) -> None:
     """Decades only, labelled without mathematical markup."""
     axis.set_major_locator(LogLocator(10, numticks=7))
     axis.set_major_formatter(FuncFormatter(labels))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
 
 
 def whole_axis(axis: Any) -> None:

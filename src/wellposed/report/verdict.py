@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, final
 
-from wellposed.report.numbers import NONE, bounds, main_bounds, metric, number, over_seeds, short
+from wellposed.report.numbers import (
+    NONE,
+    bounds,
+    main_bounds,
+    median_radius,
+    metric,
+    number,
+    over_seeds,
+    short,
+)
 from wellposed.report.reading import Run
 
 
@@ -24,11 +33,10 @@ def headline(run: Run) -> str:
         "Every input has exactly one output, and moving every pixel by at most eps moves no logit "
         f"by more than {short(proved.value, way='up')} eps"
     )
-    certified = (run.first(name, "attacks") or {}).get("certified") or {}
-    radius = number(certified.get("median_radius"))
+    radius = median_radius(run, name)
     if radius:
         text += (
-            "; for half of the test images this proves that no change of amplitude "
+            "; for half of the test images tried, no change of amplitude below "
             f"{short(radius, way='down')} can alter the predicted class"
         )
     return text + "."

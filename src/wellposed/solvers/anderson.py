@@ -20,7 +20,7 @@ class History(NamedTuple):
     """Pairs (change of residual, change of image), one row a sample.
 
     Args:
-        residuals: ``q_j``, shape (samples, window, n), orthogonal to each other; zero if unused.
+        basis: ``q_j``, shape (samples, window, n), orthogonal to each other; zero if unused.
         images: ``w_j``: what the same combination of changes did to ``f(z)``.
         inverse: ``1 / |q_j|^2``, regularised.
         last_residual: ``f(z) - z`` of the iterate before.
@@ -29,7 +29,7 @@ class History(NamedTuple):
         used: How many changes have been stored.
     """
 
-    residuals: Tensor
+    basis: Tensor
     images: Tensor
     inverse: Tensor
     last_residual: Tensor
@@ -81,9 +81,7 @@ class Anderson(Solver):
     def propose(
         self, map_: Map, z: Tensor, fz: Tensor, state: History | None
     ) -> tuple[Tensor, History]:
-        return accelerate(
-            z, fz, state, self.window, ridge=self.ridge, safeguard=self.safeguard
-        )
+        return accelerate(z, fz, state, self.window, ridge=self.ridge, safeguard=self.safeguard)
 
 
 def check_window(name: str, value: int) -> None:
@@ -122,43 +120,59 @@ def accelerate(
         inverse = residual.new_zeros(len(residual), 1, window)
         guard = Guard.start(size)
         return fz, History(room, room.clone(), inverse, residual, image, guard, 0)
-    Q, W, inverse, last_residual, last_image, guard, used = history
+    basis, images, inverse, last_residual, last_image, guard, used = history
     if ridge is None:
         ridge = 1e-10 if dtype == torch.float64 else 1e-6
 
     # coefficients of the new change and of the residual itself on the history, in one product
     change = residual - last_residual
     pair = torch.stack([change, residual], 1)
-    weights = torch.bmm(pair, Q.mT).mul_(inverse)  # (this order of the factors is 4x faster)
-    q = torch.baddbmm(change[:, None], weights[:, :1], Q, alpha=-1)[:, 0]
-    pair = torch.stack([image - last_image, image], 1).baddbmm_(weights, W, alpha=-1)
+    weights = torch.bmm(pair, basis.mT).mul_(inverse)  # (this order of the factors is 4x faster)
+    q = torch.baddbmm(change[:, None], weights[:, :1], basis, alpha=-1)[:, 0]
+    pair = torch.stack([image - last_image, image], 1)
+    pair = torch.baddbmm(pair, weights, images, alpha=-1)
     w, out = pair[:, 0], pair[:, 1]
     length = torch.linalg.vecdot(q, q).add_(torch.linalg.vecdot(change, change), alpha=ridge)
     scale = length.clamp_min_(torch.finfo(dtype).tiny).reciprocal_()
     out = torch.addcmul(out, (torch.linalg.vecdot(q, residual) * scale)[:, None], w, value=-1)
-    slot = used % Q.shape[1]
-    Q[:, slot], W[:, slot], inverse[:, 0, slot] = q, w, scale
-
+    slot = used % basis.shape[1]
+    basis[:, slot], images[:, slot], inverse[:, 0, slot] = q, w, scale
+    now = History(basis, images, inverse, residual, image, guard, used + 1)
     if safeguard:
-        longer = min(2 * Q.shape[1], limit)
-        patient = longer > Q.shape[1]
-        poor = patient and slot == Q.shape[1] - 1 and bool(plain(size > 0.1 * guard.mark).any())
-        verdict, guard = judge(guard, size, patient=patient)
-        if verdict.refused is not None:
-            row = verdict.refused[:, None]
-            out = torch.where(row, last_image, out)
-            residual = torch.where(row, last_residual, residual)
-            image = torch.where(row, last_image, image)
-            inverse = torch.where(row[:, None], 0.0, inverse)
-            Q, W = (torch.where(row[:, None], 0.0, X) for X in (Q, W))
-        if verdict.resting is not None:
-            out = torch.where(verdict.resting[:, None], image, out)
-        if poor:
-            used = slot
-            Q, W, inverse = _lengthen(Q, longer), _lengthen(W, longer), _lengthen(inverse.mT, longer)
-            inverse = inverse.mT.contiguous()
-    memory = History(Q, W, inverse, residual, image, guard, used + 1)
-    return out.reshape(z.shape).to(z.dtype), memory
+        out, now = _guarded(out, now, history, size, limit)
+    return out.reshape(z.shape).to(z.dtype), now
+
+
+def _guarded(
+    out: Tensor, now: History, before: History, size: Tensor, limit: int
+) -> tuple[Tensor, History]:
+    """Take failed steps back, let resting samples step plainly, lengthen a short history."""
+    window = now.basis.shape[1]
+    longer = min(2 * window, limit)
+    full = longer > window and now.used % window == 0
+    poor = full and bool(plain(size > 0.1 * before.guard.mark).any())
+    (refused, resting), guard = judge(before.guard, size, patient=longer > window)
+    now = now._replace(guard=guard)
+    if resting is not None:
+        out = torch.where(resting[:, None], now.last_image, out)
+    if refused is not None:
+        row = refused[:, None]
+        out = torch.where(row, before.last_image, out)
+        now = now._replace(
+            basis=torch.where(row[:, None], 0.0, now.basis),
+            images=torch.where(row[:, None], 0.0, now.images),
+            inverse=torch.where(row[:, None], 0.0, now.inverse),
+            last_residual=torch.where(row, before.last_residual, now.last_residual),
+            last_image=torch.where(row, before.last_image, now.last_image),
+        )
+    if poor:
+        now = now._replace(
+            basis=_lengthen(now.basis, longer),
+            images=_lengthen(now.images, longer),
+            inverse=_lengthen(now.inverse.mT, longer).mT.contiguous(),
+            used=window,
+        )
+    return out, now
 
 
 def _lengthen(X: Tensor, length: int) -> Tensor:

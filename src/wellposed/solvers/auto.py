@@ -17,7 +17,7 @@ from wellposed.solvers.broyden import Steps, quasi_newton
 
 STRIDE = 2
 """Rates are observed over this many evaluations."""
-MEMORY = 4
+MEMORY = 8
 """Steps that the accelerated iteration remembers."""
 
 
@@ -28,13 +28,13 @@ class Watch(NamedTuple):
         level: Residual at the last look; `None` before the first.
         slow: Which samples are accelerated; `None` while none is.
         steps: Memory of the accelerated iteration.
-        count: Evaluations so far.
+        seen: Evaluations so far.
     """
 
     level: Tensor | None
     slow: Tensor | None
     steps: Steps | None
-    count: int
+    seen: int
 
 
 @final
@@ -66,15 +66,15 @@ class Auto(Solver):
 
     @override
     def propose(self, map_: Map, z: Tensor, fz: Tensor, state: Watch) -> tuple[Tensor, Watch]:
-        level, slow, steps, count = state
-        count += 1
-        if count % STRIDE == 0:
+        level, slow, steps, seen = state
+        seen += 1
+        if seen % STRIDE == 0:
             level, slow = observe(z, fz, level, slow, self.rate**STRIDE)
         if slow is None:
-            return fz, Watch(level, None, None, count)
+            return fz, Watch(level, None, None, seen)
         out, steps = quasi_newton(z, fz, steps, MEMORY)
         out = torch.where(slow.reshape(-1, *[1] * (z.ndim - 1)), out, fz)
-        return out, Watch(level, slow, steps, count)
+        return out, Watch(level, slow, steps, seen)
 
 
 def observe(

@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
 from math import inf, prod, sqrt
 from typing import Any, final
 
@@ -19,26 +18,8 @@ from torch import Tensor
 from wellposed.core.maps import Map
 from wellposed.core.peel import plain, wrapped
 from wellposed.errors import ConfigError, NonConvergenceError, ShapeError
-
-
-class Status(IntEnum):
-    """How the solve of one sample ended."""
-
-    CONVERGED = 0
-    BUDGET = 1
-    NONFINITE = 2
-
-    @property
-    def message(self) -> str:
-        """One sentence for a reader."""
-        return _MESSAGES[self]
-
-
-_MESSAGES = {
-    Status.CONVERGED: "the residual reached its tolerance",
-    Status.BUDGET: "the budget of evaluations ran out before the tolerance was reached",
-    Status.NONFINITE: "an iterate or the input holds NaN or infinity",
-}
+from wellposed.solvers.rows import Record, cut_rows
+from wellposed.solvers.status import Status as Status
 
 
 @final
@@ -89,11 +70,11 @@ class Solver(ABC):
         """The map that is iterated and whose residual is reported; it has the same fixed points."""
         return map_
 
-    def damping(self, map_: Map) -> float:  # noqa: ARG002
+    def damping(self, map_: Map) -> float:
         """Factor by which `prepare` shrinks residuals; the loop divides it out."""
         return 1.0
 
-    def init(self, map_: Map, z: Tensor) -> Any:  # noqa: ARG002
+    def init(self, map_: Map, z: Tensor) -> Any:
         """Memory of the iteration: a tree of batch-first tensors, numbers, `Shared` and `None`."""
         return None
 
@@ -203,8 +184,8 @@ def solve(
 ) -> Solution:
     """Iterate until every sample has met its tolerance, spent its budget or left the numbers.
 
-    A sample that is done keeps the value, residual and count of that moment; once an eighth of the
-    rows is done they leave the batch, in whole blocks. What a sample returns does not depend on its
+    A sample that is done keeps the value, residual and count of that moment; as soon as it
+    saves work, rows that are done leave the batch, in whole blocks. What a sample returns does not depend on its
     batch mates.
 
     Args:
@@ -227,30 +208,23 @@ def solve(
         return Solution(z, empty, empty.long(), empty.to(torch.int8), kept)
 
     compact = work.batched is not None and not any(map(wrapped, (z, *work.tensors)))
-    slots: Tensor | None = None
-    fill = -rows % work.block if compact else 0
-    if fill:
-        slots = torch.cat([torch.arange(rows), torch.zeros(fill, dtype=torch.long)]).to(z.device)
-        z, work = z.index_select(0, slots), work.select(slots)
-    total = _Record.blank(z, rows) if compact else None
+    z, work, slots, pending = _fill(z, work) if compact else (z, work, None, None)
+    total: Record | None = None
+    here: Record | None = None
+    mine, waiting, entered = pending, rows, 0
     state = solver.init(work, z)
-    here = _Record.blank(z, len(z))
-    pending: Tensor | None = None  # all rows
-    if fill:
-        pending = torch.ones_like(here.residual, dtype=torch.bool)
-        pending[rows:] = False
-    waiting = rows
     # norms are compared unscaled: the common iteration is two norms, a difference, a test, a count
     unit = 1 / (sqrt(max(prod(z.shape[1:]), 1)) * solver.damping(map_))
     slack, floor = rtol * solver.damping(map_), atol / unit
-    wide = torch.float32 if z.dtype in _HALF else None
+    wide = torch.float32 if z.dtype in (torch.float16, torch.bfloat16) else None
+    axes = tuple(range(1, z.ndim))
 
     for count in range(1, stopping.max_evaluations + 1):
         fz = work(z)
         if fz.dtype != z.dtype or fz.shape != z.shape:
             fz = _as_state(fz, z)
-        distance = torch.linalg.vector_norm((fz - z).flatten(1), dim=1, dtype=wide)
-        size = torch.linalg.vector_norm(fz.flatten(1), dim=1, dtype=wide)
+        distance = torch.linalg.vector_norm(fz - z, dim=axes, dtype=wide)
+        size = torch.linalg.vector_norm(fz, dim=axes, dtype=wide)
         # NaN compares false, and so does the difference of two infinities: they end a sample too
         going = torch.sub(distance, size, alpha=slack) > floor
         if pending is not None:
@@ -260,28 +234,53 @@ def solve(
         still = int(torch.count_nonzero(plain(going)))
         last = count == stopping.max_evaluations
         if still < waiting or last:
-            here = here.update(pending, going, z, distance * unit, count, last=last)
+            here = Record.of(z, distance, count, going if last else None).over(here, pending)
             if last or not still:
                 break
             pending, waiting = going, still
             room = still + (-still % work.block)
-            if total is not None and 8 * room <= 7 * len(z):
-                total.store(here, slots, rows)
+            if compact and _worthwhile(z, room, count - entered):
+                total = Record.blank(here, rows) if total is None else total
+                total.store(here, slots, ~pending if mine is None else mine & ~pending)
                 keep = torch.argsort((~pending).to(torch.int8), stable=True)[:room]
                 slots = keep if slots is None else slots.index_select(0, keep)
                 work = work.select(keep)
-                z, fz, state, pending = _cut((z, fz, state, pending), keep)
-                here = _Record(*_cut(tuple(here), keep))
+                z, fz, state, pending = cut_rows((z, fz, state, pending), keep)
+                mine, here, entered = pending, None, count
                 pending = None if still == room else pending
         z, state = solver.propose(work, z, fz, state)
 
-    if total is not None and slots is not None:
-        total.store(here, slots, rows)
+    assert here is not None
+    if slots is not None:
+        total = Record.blank(here, rows) if total is None else total
+        total.store(here, slots, mine)
         here = total
-    return Solution(here.value, here.residual, here.evaluations, here.status, kept)
+    return Solution(here.value, here.residual * unit, *here.outcome(), kept)
 
 
-_HALF = (torch.float16, torch.bfloat16)
+def _worthwhile(z: Tensor, room: int, since: int) -> bool:
+    """Whether dropping the rows beyond `room` saves more than the copying costs.
+
+    On large states a row costs far more than the few kernels that move it; on small ones the
+    kernels count, so that many rows have to go and the solve has to be a long one.
+    """
+    if z.numel() >= _LARGE:
+        return 8 * room <= 7 * len(z)
+    return since >= _LONG and 2 * room <= len(z)
+
+
+_LARGE, _LONG = 1 << 17, 12
+
+
+def _fill(z: Tensor, work: Map) -> tuple[Tensor, Map, Tensor | None, Tensor | None]:
+    """Repeat the first sample until the rows fill a block; also their slots and who is waiting."""
+    rows = len(z)
+    fill = -rows % work.block
+    if not fill:
+        return z, work, None, None
+    slots = torch.cat([torch.arange(rows), torch.zeros(fill, dtype=torch.long)]).to(z.device)
+    pending = torch.arange(rows + fill, device=z.device) < rows
+    return z.index_select(0, slots), work.select(slots), slots, pending
 
 
 def _as_state(fz: Tensor, z: Tensor) -> Tensor:
@@ -293,69 +292,3 @@ def _as_state(fz: Tensor, z: Tensor) -> Tensor:
             hint="look for a missing batch dimension or for broadcasting in the cell.",
         )
     return fz.to(z.dtype)
-
-
-@dataclass(eq=False)
-class _Record:
-    """Value, residual, count and status of the samples at hand."""
-
-    value: Tensor
-    residual: Tensor
-    evaluations: Tensor
-    status: Tensor
-
-    def __iter__(self):  # noqa: ANN204
-        return iter((self.value, self.residual, self.evaluations, self.status))
-
-    @staticmethod
-    def blank(z: Tensor, rows: int) -> _Record:
-        level = z.new_zeros(rows) if not wrapped(z) else z.flatten(1)[:, 0] * 0
-        return _Record(
-            torch.zeros_like(z) if len(z) == rows else z.new_zeros(rows, *z.shape[1:]),
-            level + inf,
-            torch.zeros_like(level, dtype=torch.long),
-            torch.full_like(level, Status.BUDGET, dtype=torch.int8),
-        )
-
-    def update(
-        self,
-        pending: Tensor | None,
-        going: Tensor,
-        z: Tensor,
-        residual: Tensor,
-        count: int,
-        *,
-        last: bool,
-    ) -> _Record:
-        """Write the rows that end now: those no longer `going`, at the last evaluation all."""
-        code = torch.where(going, Status.BUDGET, Status.CONVERGED)
-        code = torch.where(residual < inf, code, Status.NONFINITE).to(torch.int8)
-        ending = torch.ones_like(going) if last else ~going
-        if pending is not None:
-            ending = ending & pending
-        column = ending.reshape(-1, *[1] * (z.ndim - 1))
-        return _Record(
-            torch.where(column, z, self.value),
-            torch.where(ending, residual, self.residual),
-            torch.where(ending, count, self.evaluations),
-            torch.where(ending, code, self.status),
-        )
-
-    def store(self, part: _Record, slots: Tensor | None, rows: int) -> None:
-        """Write the finished rows of `part` to their places; padding and live rows are left out."""
-        done = part.evaluations > 0
-        if slots is None:
-            slots = torch.arange(rows, device=done.device)
-        target = slots[done]
-        for mine, theirs in zip(self, part, strict=True):
-            mine[target] = theirs[done]
-
-
-def _cut(tree: Any, rows: Tensor) -> Any:
-    """The rows of every tensor in a tree of tuples."""
-    if isinstance(tree, Tensor):
-        return tree.index_select(0, rows)
-    if isinstance(tree, tuple):
-        cut = [_cut(branch, rows) for branch in tree]
-        return type(tree)(*cut) if hasattr(tree, "_fields") else tuple(cut)
-    return tree

@@ -1,4 +1,4 @@
-"""The safeguard of the accelerated solvers: never lose what plain steps had reached, sample by sample.
+"""The safeguard of the accelerated solvers: never lose what plain steps had reached.
 
 An accelerated iterate is accepted if its residual is at most `GROWTH` times the smallest one since
 the last plain step. Otherwise the sample goes back to the plain step that was open to it before
@@ -35,7 +35,7 @@ class Guard(NamedTuple):
     resume: Tensor
     penalty: Tensor
     busy: int
-    count: int
+    seen: int
 
     @staticmethod
     def start(residual: Tensor) -> Guard:
@@ -62,26 +62,26 @@ def judge(
         patient: Whether to go on although progress is slow (the history is still to grow).
         growth: Factor by which accepted residuals may exceed the smallest.
     """
-    level, mark, resume, penalty, busy, count = guard
+    level, mark, resume, penalty, busy, seen = guard
     refused = residual > growth * level
     resting = None
     lower = torch.minimum(level, residual)
-    if count < busy:
+    if seen < busy:
         # plain steps may well raise a residual on their way: they set the level anew
-        resting = resume > count
+        resting = resume > seen
         refused = refused & ~resting
         lower = torch.where(resting, residual, lower)
     if bool(plain(refused).any()):
-        resume = torch.where(refused, penalty + (count + 1), resume)
+        resume = torch.where(refused, penalty + (seen + 1), resume)
         penalty = torch.where(refused, 2 * penalty, penalty)
         lower = torch.where(refused, level, lower)
         busy = int(plain(resume).max())
     else:
         refused = None
-    if count % PATIENCE == PATIENCE - 1:
-        slow = (lower > PROGRESS * mark) & (resume <= count)
+    if seen % PATIENCE == PATIENCE - 1:
+        slow = (lower > PROGRESS * mark) & (resume <= seen)
         if not patient and bool(plain(slow).any()):
-            resume = torch.where(slow, float(count + REST * PATIENCE), resume)
+            resume = torch.where(slow, float(seen + REST * PATIENCE), resume)
             busy = int(plain(resume).max())
         mark = lower
-    return Verdict(refused, resting), Guard(lower, mark, resume, penalty, busy, count + 1)
+    return Verdict(refused, resting), Guard(lower, mark, resume, penalty, busy, seen + 1)

@@ -52,6 +52,7 @@ def check_rule(
     outside: Sequence[Callable[[], nn.Module]] = (),
     may_refuse: bool = False,
     tightness: float = 1 + 1e-6,
+    rounds: int = 3,
     seed: int = 0,
 ) -> RuleReport:
     """Check a Lipschitz rule on its module type.
@@ -70,6 +71,7 @@ def check_rule(
         outside: Make modules outside the rule's hypothesis.
         may_refuse: Whether the rule may refuse some of the ugly parameters.
         tightness: Largest ratio of certificate to attack that counts as attained.
+        rounds: Effort of the attacks.
         seed: Of the parameter draws.
 
     Raises:
@@ -90,7 +92,9 @@ def check_rule(
                     raise AssertionError(f"The rule refuses parameters that are {name}.") from error
                 refused += 1
                 continue
-            estimate = lipschitz_lower(module, sample, norm_in=norm, norm_out=type(norm)())
+            estimate = lipschitz_lower(
+                module, sample, norm_in=norm, norm_out=type(norm)(), rounds=rounds, seed=seed
+            )
             summary = audit([certificate], [estimate])
             tightest = min(tightest, summary.comparisons[0].ratio)
             checked += 1

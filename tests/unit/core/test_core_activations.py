@@ -1,10 +1,19 @@
-"""Activations against brute force: slopes, images, slope ranges, resolvents and their derivatives."""
+"""Activations against brute force: slopes, images, resolvents and their derivatives."""
 
 import pytest
 import torch
 
 from wellposed.core.activations import (
-    ACTIVATIONS, ELU, GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh, resolvent,
+    ACTIVATIONS,
+    ELU,
+    GELU,
+    LeakyReLU,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softplus,
+    Tanh,
+    resolvent,
     resolvent_range,
 )  # fmt: skip
 from wellposed.errors import ConfigError
@@ -39,7 +48,9 @@ def test_slope_is_the_derivative(phi):
 def test_image_and_slope_range_of_intervals(phi):
     g = torch.Generator().manual_seed(0)
     ends = torch.randn(300, 2, generator=g, dtype=torch.float64) * 3
-    ends = torch.cat([ends, torch.tensor([[0.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [-2.0, -2.0]]).double()])
+    ends = torch.cat(
+        [ends, torch.tensor([[0.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [-2.0, -2.0]]).double()]
+    )
     lower, upper = ends.min(1).values, ends.max(1).values
     t = torch.linspace(0, 1, 1001, dtype=torch.float64)
     points = lower[:, None] + (upper - lower)[:, None] * t
@@ -49,7 +60,7 @@ def test_image_and_slope_range_of_intervals(phi):
     assert bool((values.max(1).values <= high + 1e-12).all())
     assert torch.allclose(values.min(1).values, low, atol=1e-4)  # and it is tight
     assert torch.allclose(values.max(1).values, high, atol=1e-4)
-    wide = upper - lower > 1e-3
+    wide = upper - lower > 0.1  # quotients of nearer points are mostly rounding
     quotient = ((values[:, 1:] - values[:, :-1]) / (points[:, 1:] - points[:, :-1]))[wide]
     least, most = (s[wide] for s in phi.slope_range(lower, upper))
     assert bool((quotient.min(1).values >= least - 1e-8).all())
@@ -61,8 +72,12 @@ def test_image_and_slope_range_of_intervals(phi):
 def test_resolvent_solves_its_equation(phi, dtype):
     low, high = resolvent_range(phi)
     g = torch.Generator().manual_seed(1)
-    a = torch.rand(400, generator=g, dtype=dtype) * 0.97 * (high - max(low, -30)) + 0.97 * max(low, -30)
-    s = torch.randn(400, generator=g, dtype=dtype) * torch.tensor([1e-3, 1, 10, 100], dtype=dtype).repeat(100)
+    a = torch.rand(400, generator=g, dtype=dtype) * 0.97 * (high - max(low, -30)) + 0.97 * max(
+        low, -30
+    )
+    s = torch.randn(400, generator=g, dtype=dtype) * torch.tensor(
+        [1e-3, 1, 10, 100], dtype=dtype
+    ).repeat(100)
     z = resolvent(phi, a, s)
     unit = torch.finfo(dtype).eps
     error = (z - phi(a * z + s)).abs() / (1 + z.abs() + (a * z).abs() + s.abs())
@@ -83,11 +98,11 @@ def test_resolvent_derivatives_to_third_order(phi):
     s = torch.tensor([0.3, -1.2, 0.8], dtype=torch.float64, requires_grad=True)
     call = lambda a, s: resolvent(phi, a, s)  # noqa: E731
     assert torch.autograd.gradcheck(call, (a, s), atol=1e-6)
-    assert torch.autograd.gradgradcheck(call, (a, s), atol=1e-5)
+    assert torch.autograd.gradgradcheck(call, (a, s), atol=1e-5, fast_mode=True)
     second = lambda s: torch.autograd.grad(  # noqa: E731
         torch.autograd.grad(call(a, s).sum(), s, create_graph=True)[0].sum(), s, create_graph=True
     )[0]
-    assert torch.autograd.gradcheck(second, (s,), atol=1e-4)
+    assert torch.autograd.gradcheck(second, (s,), atol=1e-4, fast_mode=True)
 
 
 def test_resolvent_converges_where_neighbours_are_slow():

@@ -1,12 +1,10 @@
-"""Norms and logarithmic norms: definitions, duality and the facts of docs/mathematics.md, section 2."""
+"""Norms and logarithmic norms: definitions, duality, exactness of finite steps."""
 
 import pytest
 import torch
 
 from wellposed.core.norms import MaxNorm, OneNorm, TwoNorm, log_norm_rows
 from wellposed.errors import NotCertifiableError, ShapeError
-
-torch.set_default_dtype(torch.float32)
 
 
 def _matrix(n, seed, m=None):

@@ -1,4 +1,4 @@
-"""Implicit gradients of stiff equations against a dense float64 solve: exact to 1e-8, or flagged."""
+"""Implicit gradients of stiff equations against a dense solve: exact to 1e-8, or flagged."""
 
 import warnings
 
@@ -16,7 +16,7 @@ from wellposed.solvers.base import Stopping
 n = 24
 
 
-def matrix(kind, rho):
+def matrix(kind, rho, *, hidden):
     generator = torch.Generator().manual_seed(5)
     draw = torch.randn(n, n, dtype=torch.float64, generator=generator)
     if kind == "symmetric":
@@ -25,20 +25,21 @@ def matrix(kind, rho):
         return basis @ torch.diag(values) @ basis.mT
     if kind == "orthogonal":
         return rho * torch.linalg.qr(draw).Q
-    # a chain of growing transients: eigenvalues rho, norm above 1
-    chain = torch.diag(torch.full((n - 1,), 0.5 * (1 - rho) + 0.1, dtype=torch.float64), 1)
-    return rho * torch.eye(n, dtype=torch.float64) * torch.linspace(
-        0.2, 1, n, dtype=torch.float64
-    ) + chain * (1 - rho) * 4
+    # Jordan blocks of two: the inverse grows like (1 - rho)^-2. The basis that hides them may lift
+    # the diagonal above 1, where an affine map has no canonical form
+    blocks = rho * torch.eye(n, dtype=torch.float64)
+    blocks[torch.arange(0, n, 2), torch.arange(1, n, 2)] = 0.3
+    basis = torch.linalg.qr(draw).Q if hidden else torch.eye(n, dtype=torch.float64)
+    return basis @ blocks @ basis.mT
 
 
 @pytest.mark.parametrize("kind", ["symmetric", "orthogonal", "non-normal"])
 @pytest.mark.parametrize("rho", [0.5, 0.9, 0.99, 0.999])
 @pytest.mark.parametrize("form", ["affine", "function"])
 def test_gradient_is_exact_or_flagged(kind, rho, form):
-    a = matrix(kind, rho)
+    a = matrix(kind, rho, hidden=form == "function")
     generator = torch.Generator().manual_seed(6)
-    # offsets that keep every neuron active: the fixed point and its gradient are then linear algebra
+    # offsets that keep every neuron active: all is then linear algebra
     z = 1 + torch.rand(3, n, dtype=torch.float64, generator=generator)
     g = torch.randn(3, n, dtype=torch.float64, generator=generator)
     q = (z - z @ a.mT).requires_grad_()

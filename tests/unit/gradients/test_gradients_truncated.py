@@ -103,15 +103,17 @@ def test_many_terms_give_the_exact_gradient(setting, gradient):
     with torch.no_grad():
         w.mul_(0.5)
     assert gradcheck(
-        lambda w, x: fixed_point(
-            f, torch.zeros_like(x), w, x, gradient=gradient, stopping=EXACT
-        ).value,
+        lambda w, x: (
+            fixed_point(f, torch.zeros_like(x), w, x, gradient=gradient, stopping=EXACT).value
+        ),
         (w, x),
         atol=1e-7,
     )
 
 
-@pytest.mark.parametrize("gradient", [OneStep(), Neumann(3), Phantom(3, 0.5), Unrolled(9)], ids=repr)
+@pytest.mark.parametrize(
+    "gradient", [OneStep(), Neumann(3), Phantom(3, 0.5), Unrolled(9)], ids=repr
+)
 def test_captured_tensors_get_the_same_gradient(setting, gradient):
     w, x, g = setting
     z0 = torch.zeros_like(x)

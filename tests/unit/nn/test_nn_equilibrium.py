@@ -159,7 +159,7 @@ def test_a_broken_sample_is_named_and_harms_no_other(bad, kind):
     assert mixed.status[others].eq(Status.CONVERGED).all()
     assert mixed.status[2] == Status.NONFINITE
     strict = Equilibrium(layer.cell).eval()
-    with pytest.raises(NonConvergenceError, match="1 of 6 samples.*NaN or infinity"):
+    with pytest.raises(NonConvergenceError, match=r"1 of 6 samples.*NaN or infinity"):
         strict(x)
 
 
@@ -191,7 +191,7 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(ConfigError, match="must be a Cell, got Linear") as caught:
         Equilibrium(nn.Linear(2, 2))
     assert "FreeCell" in caught.value.hint
-    with pytest.raises(ConfigError, match="`on_failure` must be one of.*'explode'"):
+    with pytest.raises(ConfigError, match=r"`on_failure` must be one of.*'explode'"):
         dense(on_failure="explode")
     with pytest.raises(TypeError):
         dense(max_iterations=3)
@@ -226,7 +226,7 @@ def test_functional_refuses_what_does_not_fit():
     z = torch.zeros(2, 3)
     with pytest.raises(ShapeError, match=r"\(2, 3\).*\(2, 4\)"):
         fixed_point(lambda z: torch.zeros(2, 4), z)
-    with pytest.raises(ShapeError, match="float32.*float64"):
+    with pytest.raises(ShapeError, match=r"float32.*float64"):
         fixed_point(lambda z: 0.5 * z.double(), z)
     with pytest.raises(ConfigError, match="2 flags for 1 arguments"):
         fixed_point(lambda z, x: z, z, z, batched=(True, True))

@@ -132,7 +132,7 @@ def test_everything_from_files_is_escaped(run_folder):
     write(run_folder / "data.json", {nasty: nasty})
     write(run_folder / "environment.json", {"python": nasty})
     records = certificates(50.0)
-    records[0]["rule"] = records[0]["assumes"][0] = nasty
+    records[1]["rule"] = records[1]["assumes"][0] = nasty
     write(run_folder / "nemon/seed-0/certificates.json", records)
     found = json.loads((run_folder / "nemon/seed-0/examples.json").read_text())
     found["classes"] = [nasty] * 10
@@ -167,7 +167,7 @@ def test_a_missing_part_is_said_to_be_missing(run_folder, name, section):
     reader = read(write_report(run_folder))
     words = "".join(reader.words)
     assert "missing" in reader.ids
-    assert f"nemon/seed-0/{name}.json: not there" in words
+    assert re.search(rf"nemon/seed-[0*]/{name}\.json: not there", words)
     assert section in words
     assert set(reader.ids) >= SECTIONS
 
@@ -226,6 +226,15 @@ def test_a_certified_curve_above_the_attacked_one_and_a_risen_accuracy_are_shown
     row = dict(checks(read_run(run_folder)))["nemon"]
     assert [check.holds for check in row] == [True, False, False, False]
     assert row[3].text == "2"
+
+
+def test_what_is_said_of_a_variant_holds_for_its_worst_seed(run_folder):
+    write(run_folder / "nemon/seed-1/certificates.json", certificates(777.0))
+    text = headline(read_run(run_folder))
+    assert "more than 777 eps" in text
+    (run_folder / "nemon/seed-1/attacks.json").unlink()
+    assert "half of the test images" in text
+    assert "half of the test images" not in headline(read_run(run_folder))
 
 
 def test_without_certificates_nothing_is_promised(run_folder):

@@ -5,15 +5,18 @@ import pytest
 import torch
 
 from wellposed.errors import CheckpointError, DataError
-from wellposed.training import Recipe, fit, load_weights, save_weights
-from wellposed.training import files
+from wellposed.training import Recipe, files, fit, load_weights, save_weights
 from wellposed.training.files import digest, read_tensors, write_atomic, write_json, write_tensors
 
 STATE = "checkpoint/state.safetensors"
 
 
 def test_tensors_round_trip(tmp_path):
-    tensors = {"a": torch.randn(3, 2), "b": torch.tensor(4.0), "c": torch.zeros(0, dtype=torch.uint8)}
+    tensors = {
+        "a": torch.randn(3, 2),
+        "b": torch.tensor(4.0),
+        "c": torch.zeros(0, dtype=torch.uint8),
+    }
     found = write_tensors(tmp_path / "x.safetensors", tensors, {"epoch": 3})
     back, meta = read_tensors(tmp_path / "x.safetensors")
     assert meta == {"epoch": 3}
@@ -69,16 +72,14 @@ def test_full_disk_keeps_the_previous_file(tmp_path, monkeypatch):
     path = tmp_path / "x.json"
     write_json(path, {"old": 1})
     monkeypatch.setattr(files, "_write_through", full_disk)
-    with pytest.raises(DataError, match="No space left.*previous file is intact") as caught:
+    with pytest.raises(DataError, match=r"No space left.*previous file is intact") as caught:
         write_json(path, {"new": 2})
     assert "free some space" in caught.value.hint
     assert json.loads(path.read_text()) == {"old": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
-def test_full_disk_in_the_middle_of_training(
-    make_model, examples, recipe, tmp_path, monkeypatch
-):
+def test_full_disk_in_the_middle_of_training(make_model, examples, recipe, tmp_path, monkeypatch):
     whole = make_model()
     fit(whole, examples, recipe, tmp_path / "whole")
     writes = iter(range(1000))

@@ -81,10 +81,10 @@ def test_average_is_the_moving_mean():
         mean = decay * mean + (1 - decay) * value
         average.update()
     with average.applied():
-        assert float(model.weight) == pytest.approx(mean)
-    assert float(model.weight) == 6.0
+        assert model.weight.item() == pytest.approx(mean)
+    assert model.weight.item() == 6.0
     average.put()
-    assert float(model.weight) == pytest.approx(mean)
+    assert model.weight.item() == pytest.approx(mean)
 
 
 def test_decay_spares_vectors():

@@ -1,0 +1,5 @@
+"""``python -m wellposed.cli``: the same as ``wellposed``."""
+
+from wellposed.cli.app import main
+
+main()

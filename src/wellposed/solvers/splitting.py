@@ -1,0 +1,246 @@
+"""Operator splitting: forward-backward, Peaceman-Rachford and Douglas-Rachford.
+
+They solve ``0 in F(z) + G(z)`` with ``F(z) = (I - A) z - q`` and ``phi`` the proximal map of ``G``
+at step 1, which is ``z = phi(A z + q)``. At another step ``alpha`` the proximal map of ``G`` solves
+the scalar equation ``z = phi( ((alpha - 1)/alpha) z + s/alpha )`` in every component.
+
+With slopes in [0, 1], logarithmic norm ``mu < 1`` of ``A`` in a weighted max norm and
+``alpha <= 1 / (1 - min_i a_ii)`` each of them contracts in that norm [1]; so do diagonal steps
+``alpha_i = 1 / (1 - a_ii)``. Larger steps may expand and have to be asked for.
+
+References:
+    [1] Davydov, Jafarpour, Proskurnikov, Bullo. Non-Euclidean monotone operator theory and
+    applications. JMLR 25, 2024.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from wellposed.core.activations import resolvent
+from wellposed.core.maps import AffineMap, Map
+from wellposed.core.operators import Convolution, Dense, Operator
+from wellposed.errors import ConfigError
+from wellposed.solvers.base import Shared, Solver
+
+
+@final
+@dataclass(frozen=True)
+class ForwardBackward(Solver):
+    """Forward-backward splitting ``z <- prox( (1 - alpha) z + alpha (A z + q) )``.
+
+    Its factor is ``1 - alpha (1 - mu)``. It runs as a fixed-point map of its own, with operator
+    ``A - a I`` and feedback ``a = (alpha - 1)/alpha``; reported residuals are divided by `alpha`.
+
+    Args:
+        alpha: Step; `None` takes the largest certified one, ``1 / (1 - min_i a_ii)``.
+        per_neuron: Use ``alpha_i = 1 / (1 - a_ii)``: the nonlinear Jacobi iteration.
+        certified: Whether a step above the bound is refused.
+    """
+
+    alpha: float | None = None
+    per_neuron: bool = False
+    certified: bool = True
+
+    def __post_init__(self) -> None:
+        _check_alpha(self.alpha)
+        if self.alpha is not None and self.per_neuron:
+            raise ConfigError("`alpha` and `per_neuron` exclude each other.")
+
+    @override
+    def prepare(self, map_: Map) -> Map:
+        if self.per_neuron:
+            return map_.canonical()
+        raw = _without_feedback(map_)
+        alpha = _step(raw, self.alpha, certified=self.certified)
+        return forward_backward_map(raw, raw.offset.new_tensor((alpha - 1) / alpha))
+
+    @override
+    def damping(self, map_: Map) -> float:
+        if self.per_neuron:
+            return 1.0
+        return min(_step(_without_feedback(map_), self.alpha, certified=self.certified), 1.0)
+
+    @override
+    def propose(self, map_: Map, z: Tensor, fz: Tensor, state: None) -> tuple[Tensor, None]:
+        return fz, state
+
+
+class Splitting(NamedTuple):
+    """Memory of the two reflected methods.
+
+    Args:
+        point: The governing iterate ``u``, one row a sample.
+        inverse: ``(I + [alpha] (I - A))^-1``, transposed.
+        steps: ``alpha_i``.
+    """
+
+    point: Tensor
+    inverse: Shared
+    steps: Shared
+
+
+@final
+@dataclass(frozen=True)
+class PeacemanRachford(Solver):
+    """Peaceman-Rachford splitting: both reflected resolvents in turn; dense operators only.
+
+    With ``h = 2 z - u``: ``y = (I + [alpha](I - A))^-1 (h + [alpha] q)``, ``u <- 2 y - h``,
+    ``z <- prox(u)``. Factor ``(1 - alpha c)/(1 + alpha c)``, ``c = 1 - mu``; with diagonal steps
+    ``g / (2 - g)`` where ``g`` is Jacobi's. The inverse is computed once a solve, in float64.
+
+    Args:
+        alpha: Step; `None` takes the certified diagonal steps ``1 / (1 - a_ii)``.
+        certified: Whether a step above ``1 / (1 - min_i a_ii)`` is refused.
+    """
+
+    alpha: float | None = None
+    certified: bool = True
+
+    def __post_init__(self) -> None:
+        _check_alpha(self.alpha)
+
+    @override
+    def prepare(self, map_: Map) -> Map:
+        return _without_feedback(map_)
+
+    @override
+    def init(self, map_: Map, z: Tensor) -> Splitting:
+        return _begin(map_, z, self.alpha, certified=self.certified)
+
+    @override
+    def propose(
+        self, map_: Map, z: Tensor, fz: Tensor, state: Splitting
+    ) -> tuple[Tensor, Splitting]:
+        return _reflect(map_, state, 1.0)
+
+
+@final
+@dataclass(frozen=True)
+class DouglasRachford(Solver):
+    """Douglas-Rachford splitting: Peaceman-Rachford averaged with the identity by one half.
+
+    Factor ``1 / (1 + alpha c)``; slower, but it converges without strong monotonicity.
+
+    Args:
+        alpha: Step; `None` takes the certified diagonal steps ``1 / (1 - a_ii)``.
+        certified: Whether a step above ``1 / (1 - min_i a_ii)`` is refused.
+    """
+
+    alpha: float | None = None
+    certified: bool = True
+
+    def __post_init__(self) -> None:
+        _check_alpha(self.alpha)
+
+    @override
+    def prepare(self, map_: Map) -> Map:
+        return _without_feedback(map_)
+
+    @override
+    def init(self, map_: Map, z: Tensor) -> Splitting:
+        return _begin(map_, z, self.alpha, certified=self.certified)
+
+    @override
+    def propose(
+        self, map_: Map, z: Tensor, fz: Tensor, state: Splitting
+    ) -> tuple[Tensor, Splitting]:
+        return _reflect(map_, state, 0.5)
+
+
+def forward_backward_map(map_: AffineMap, a: Tensor) -> AffineMap:
+    """The map ``z -> psi((A - [a]) z + q)`` with ``psi(s)`` solving ``z = phi(a z + s)``."""
+    return AffineMap(shift_diagonal(map_.operator, -a), map_.offset, map_.activation, a)
+
+
+def shift_diagonal(operator: Operator, value: Tensor) -> Operator:
+    """``M + [value]``; `value` broadcasts against the operator's diagonal."""
+    diagonal = torch.diag_embed((torch.zeros_like(operator.diagonal()) + value).flatten())
+    if isinstance(operator, Dense):
+        return Dense(operator.matrix + diagonal)
+    if isinstance(operator, Convolution):
+        height, width = operator.kernel.shape[2:]
+        centre = torch.zeros_like(operator.kernel[0, 0])
+        centre[height // 2, width // 2] = 1
+        return replace(operator, kernel=operator.kernel + diagonal[:, :, None, None] * centre)
+    raise ConfigError(f"The diagonal of a {type(operator).__name__} operator cannot be shifted.")
+
+
+def _check_alpha(alpha: float | None) -> None:
+    if alpha is not None and not 0 < alpha < float("inf"):
+        raise ConfigError(f"`alpha` must be positive and finite, got {alpha}.")
+
+
+def _without_feedback(map_: Map) -> AffineMap:
+    if not isinstance(map_, AffineMap):
+        raise ConfigError(
+            f"Operator splitting needs an affine map, got {type(map_).__name__}.",
+            hint="use `Anderson()` or `Auto()` for a general cell.",
+        )
+    low, high = map_.activation.slopes
+    if low < 0 or high > 1:
+        raise ConfigError(
+            f"{map_.activation.name} has slopes in [{low}, {high}] and is no proximal map; "
+            "splitting needs slopes in [0, 1].",
+            hint="use `Jacobi()` or `Anderson()`.",
+        )
+    if map_.feedback is None:
+        return map_
+    operator = shift_diagonal(map_.operator, map_.feedback)
+    return AffineMap(operator, map_.offset, map_.activation)
+
+
+def _step(map_: AffineMap, alpha: float | None, *, certified: bool) -> float:
+    """The step in force: the certified bound, or the one asked for if it respects it."""
+    bound = 1 / (1 - float(map_.operator.diagonal().detach().min()))
+    if not 0 < bound < float("inf"):
+        raise ConfigError("Splitting needs diagonal entries of A below 1.")
+    if alpha is None:
+        return bound
+    if certified and alpha > bound * (1 + 1e-6):
+        raise ConfigError(
+            f"The step alpha = {alpha:.6g} exceeds {bound:.6g} = 1/(1 - min a_ii), above which "
+            "nothing proves that the iteration contracts in a max norm.",
+            hint="leave `alpha` out for the largest certified step, or pass `certified=False`.",
+        )
+    return alpha
+
+
+def _begin(map_: Map, z: Tensor, alpha: float | None, *, certified: bool) -> Splitting:
+    assert isinstance(map_, AffineMap)
+    if not isinstance(map_.operator, Dense):
+        raise ConfigError(
+            f"The resolvent of a {type(map_.operator).__name__} operator is not implemented.",
+            hint="use `Jacobi()`, which needs no inverse, or `ForwardBackward()`.",
+        )
+    A = map_.operator.matrix
+    if alpha is None:
+        if not bool((map_.operator.diagonal() < 1).all()):
+            raise ConfigError("Splitting needs diagonal entries of A below 1.")
+        steps = 1 / (1 - map_.operator.diagonal())
+    else:
+        steps = A.new_full(A.shape[:1], _step(map_, alpha, certified=certified))
+    wide = A.double()
+    eye = torch.eye(len(A), dtype=wide.dtype, device=A.device)
+    inverse = torch.linalg.inv(eye + steps.double()[:, None] * (eye - wide)).mT.to(A)
+    # the point whose proximal map is z if z is the solution: a warm start is kept
+    point = z + steps * (map_.operator.apply(z, map_.offset) - z)
+    return Splitting(point, Shared(inverse), Shared(steps))
+
+
+def _reflect(map_: Map, state: Splitting, weight: float) -> tuple[Tensor, Splitting]:
+    assert isinstance(map_, AffineMap)
+    u, steps = state.point, state.steps.value
+    reflected = 2 * _prox(map_, u, steps) - u
+    y = torch.addcmul(reflected, steps, map_.offset) @ state.inverse.value
+    u = torch.lerp(u, 2 * y - reflected, weight)
+    return _prox(map_, u, steps), state._replace(point=u)
+
+
+def _prox(map_: AffineMap, s: Tensor, steps: Tensor) -> Tensor:
+    return resolvent(map_.activation, (steps - 1) / steps, s / steps)
