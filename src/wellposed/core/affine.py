@@ -47,7 +47,8 @@ class Affine:
 
     def bind(self, u: Tensor) -> AffineMap:
         """Inject the inputs ``u`` once: the map ``z -> phi(A z + (B u + b))``."""
-        offset = self.B.apply(u, self.bias)
+        # mixed precision may have lowered the product; the state keeps the weights' precision
+        offset = self.B.apply(u, self.bias).to(self.bias.dtype)
         return AffineMap(
             self.A, offset, self.activation, self.feedback, canonical_form=self.canonical_form
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf
 from typing import ClassVar, Self, final
 
 import torch
@@ -168,7 +169,7 @@ class AffineMap(Map):
             raise ConfigError("A map with feedback is canonical already or not at all.")
         check_feedback(a, self.activation)
         if isinstance(self.activation, ReLU):
-            scale = 1 / (1 - a)
+            scale = torch.rsub(a, 1).reciprocal()
             return AffineMap(
                 rest.scale_rows(scale), self.offset * scale, self.activation, canonical_form=True
             )
@@ -252,7 +253,8 @@ def check_feedback(a: Tensor, activation: Activation) -> None:
     """Refuse a diagonal for which ``z = phi(a z + s)`` has no or several solutions."""
     low, high = resolvent_range(activation)
     value = plain(a)
-    if not bool(((value > low) & (value < high)).all()):
+    # NaN fails both comparisons
+    if not (float(value.amax()) < high and (low == -inf or float(value.amin()) > low)):
         raise ConfigError(
             f"The diagonal of A reaches from {float(value.min()):.4g} to "
             f"{float(value.max()):.4g}; with {activation.name} the equilibrium of a neuron is only "

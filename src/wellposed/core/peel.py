@@ -22,4 +22,4 @@ def plain(x: Tensor) -> Tensor:
 
 def transforming() -> bool:
     """Whether a `torch.func` transform surrounds the caller."""
-    return torch._C._are_functorch_transforms_active()  # pyright: ignore  # noqa: SLF001
+    return torch._C._are_functorch_transforms_active()  # pyright: ignore

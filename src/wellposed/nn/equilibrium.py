@@ -35,7 +35,7 @@ class Equilibrium(nn.Module):
         cell: The equation.
         solver: Proposes iterates; by default nonlinear Jacobi for affine cells.
         gradient: How the result is put on the tape; implicit by default.
-        stopping: Tolerances and budget in training mode (rtol 1e-4 by default).
+        stopping: Tolerances and budget in training mode (rtol 1e-3 by default).
         eval_stopping: The same in evaluation mode (rtol 1e-5 in float32, 1e-10 in float64).
         on_failure: What to do if samples do not converge: ``"warn"`` (once a layer), ``"raise"``
             or ``"ignore"``; by default warn in training and raise in evaluation.

@@ -124,14 +124,13 @@ def accelerate(
     if ridge is None:
         ridge = 1e-10 if dtype == torch.float64 else 1e-6
 
-    # coefficients of the new change and of the residual itself on the history, in one product
+    # rows times matrices, one at a time: stacking them, or matrices times columns, is 2-4x slower
     change = residual - last_residual
-    pair = torch.stack([change, residual], 1)
-    weights = torch.bmm(pair, basis.mT).mul_(inverse)  # (this order of the factors is 4x faster)
-    q = torch.baddbmm(change[:, None], weights[:, :1], basis, alpha=-1)[:, 0]
-    pair = torch.stack([image - last_image, image], 1)
-    pair = torch.baddbmm(pair, weights, images, alpha=-1)
-    w, out = pair[:, 0], pair[:, 1]
+    ahead = torch.bmm(change[:, None], basis.mT).mul_(inverse)
+    weights = torch.bmm(residual[:, None], basis.mT).mul_(inverse)
+    q = torch.baddbmm(change[:, None], ahead, basis, alpha=-1)[:, 0]
+    w = torch.baddbmm((image - last_image)[:, None], ahead, images, alpha=-1)[:, 0]
+    out = torch.baddbmm(image[:, None], weights, images, alpha=-1)[:, 0]
     length = torch.linalg.vecdot(q, q).add_(torch.linalg.vecdot(change, change), alpha=ridge)
     scale = length.clamp_min_(torch.finfo(dtype).tiny).reciprocal_()
     out = torch.addcmul(out, (torch.linalg.vecdot(q, residual) * scale)[:, None], w, value=-1)

@@ -173,7 +173,6 @@ def rms(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(flat, dim=1) * (1 / sqrt(max(flat.shape[1], 1)))
 
 
-@torch.no_grad()
 def solve(
     map_: Map,
     start: Tensor,
@@ -184,9 +183,9 @@ def solve(
 ) -> Solution:
     """Iterate until every sample has met its tolerance, spent its budget or left the numbers.
 
-    A sample that is done keeps the value, residual and count of that moment; as soon as it
-    saves work, rows that are done leave the batch, in whole blocks. What a sample returns does not depend on its
-    batch mates.
+    A sample that is done keeps the value, residual and count of that moment; as soon as it saves
+    work, rows that are done leave the batch, in whole blocks. What a sample returns does not depend
+    on its batch mates.
 
     Args:
         map_: The map, batched over the first dimension.
@@ -198,7 +197,17 @@ def solve(
     Raises:
         ShapeError: The map changes the shape of its argument.
     """
-    stopping = stopping or Stopping()
+    with torch.no_grad():
+        return _iterate(map_, start, solver, stopping or Stopping(), watch)
+
+
+def _iterate(
+    map_: Map,
+    start: Tensor,
+    solver: Solver,
+    stopping: Stopping,
+    watch: Callable[[Tensor, Tensor], None] | None,
+) -> Solution:
     rtol, atol = stopping.tolerances(start.dtype)
     work = solver.prepare(map_.detach())
     kept, rows = work, start.shape[0]
@@ -238,21 +247,22 @@ def solve(
             if last or not still:
                 break
             pending, waiting = going, still
-            room = still + (-still % work.block)
-            if compact and _worthwhile(z, room, count - entered):
-                total = Record.blank(here, rows) if total is None else total
+        room = waiting + (-waiting % work.block)
+        if pending is not None and compact and _worthwhile(z, room, count - entered):
+            total = Record.blank(z, distance, rows) if total is None else total
+            if here is not None:
                 total.store(here, slots, ~pending if mine is None else mine & ~pending)
-                keep = torch.argsort((~pending).to(torch.int8), stable=True)[:room]
-                slots = keep if slots is None else slots.index_select(0, keep)
-                work = work.select(keep)
-                z, fz, state, pending = cut_rows((z, fz, state, pending), keep)
-                mine, here, entered = pending, None, count
-                pending = None if still == room else pending
+            keep = torch.argsort((~pending).to(torch.int8), stable=True)[:room]
+            slots = keep if slots is None else slots.index_select(0, keep)
+            work = work.select(keep)
+            z, fz, state, pending = cut_rows((z, fz, state, pending), keep)
+            mine, here, entered = pending, None, count
+            pending = None if waiting == room else pending
         z, state = solver.propose(work, z, fz, state)
 
     assert here is not None
     if slots is not None:
-        total = Record.blank(here, rows) if total is None else total
+        total = Record.blank(here.value, here.residual, rows) if total is None else total
         total.store(here, slots, mine)
         here = total
     return Solution(here.value, here.residual * unit, *here.outcome(), kept)
@@ -264,6 +274,8 @@ def _worthwhile(z: Tensor, room: int, since: int) -> bool:
     On large states a row costs far more than the few kernels that move it; on small ones the
     kernels count, so that many rows have to go and the solve has to be a long one.
     """
+    if room >= len(z):
+        return False
     if z.numel() >= _LARGE:
         return 8 * room <= 7 * len(z)
     return since >= _LONG and 2 * room <= len(z)

@@ -40,13 +40,12 @@ class Record:
         )
 
     @staticmethod
-    def blank(like: Record, rows: int) -> Record:
-        """Room for `rows` samples."""
-        shape = like.value.shape[1:]
+    def blank(value: Tensor, residual: Tensor, rows: int) -> Record:
+        """Room for `rows` samples like those given."""
         return Record(
-            like.value.new_zeros(rows, *shape),
-            like.residual.new_zeros(rows),
-            like.count.new_zeros(rows),
+            value.new_zeros(rows, *value.shape[1:]),
+            residual.new_zeros(rows),
+            torch.zeros_like(residual[:0], dtype=torch.long).new_zeros(rows),
         )
 
     def store(self, part: Record, slots: Tensor | None, rows: Tensor | None) -> None:
@@ -68,9 +67,9 @@ class Record:
 
     def outcome(self) -> tuple[Tensor, Tensor]:
         """Evaluations and status codes."""
-        code = torch.where(self.count < 0, Status.BUDGET, Status.CONVERGED)
-        code = torch.where(self.residual < inf, code, Status.NONFINITE).to(torch.int8)
-        return self.count.abs(), code
+        code = (self.count < 0).to(torch.int8)  # 1 is `Status.BUDGET`, 0 `Status.CONVERGED`
+        finite = self.residual < inf
+        return self.count.abs(), code.masked_fill(~finite, Status.NONFINITE)
 
 
 def cut_rows(tree: Any, rows: Tensor) -> Any:
