@@ -1,5 +1,10 @@
 """Equilibrium networks whose output exists, is unique and depends stably on the input."""
 
+from wellposed.attacks import FGSM as FGSM
+from wellposed.attacks import PGD as PGD
+from wellposed.attacks import Inversion as Inversion
+from wellposed.attacks import UniformNoise as UniformNoise
+from wellposed.attacks.pairs import lipschitz_lower as lipschitz_lower
 from wellposed.cells.base import AffineCell as AffineCell
 from wellposed.cells.base import Cell as Cell
 from wellposed.cells.free import FreeCell as FreeCell
@@ -40,6 +45,7 @@ from wellposed.solvers.base import Stopping as Stopping
 from wellposed.solvers.bicgstab import BiCGSTAB as BiCGSTAB
 from wellposed.solvers.broyden import Broyden as Broyden
 from wellposed.solvers.krylov import GMRES as GMRES
+from wellposed.solvers.krylov import Iterate as Iterate
 from wellposed.solvers.krylov import Stationary as Stationary
 from wellposed.solvers.newton import Newton as Newton
 from wellposed.solvers.picard import Averaged as Averaged

@@ -22,6 +22,7 @@ from wellposed.core.peel import plain, transforming, wrapped
 from wellposed.errors import ConfigError, NonConvergenceWarning
 from wellposed.gradients.base import Problem, autocasting, steady_precision
 from wellposed.gradients.firstorder import pull_back
+from wellposed.solvers.auto import Auto
 from wellposed.solvers.base import AdjointReport, Solution, Stopping, describe, solve
 from wellposed.solvers.krylov import LinearSolver
 from wellposed.solvers.picard import Jacobi
@@ -114,9 +115,9 @@ def attach_equation(problem: Problem, adjoint: Adjoint) -> Solution:
     # the adjoint is best conditioned on the canonical form, whatever form the solver iterates
     map_ = problem.map_.canonical()
     report = AdjointReport()
-    # Jacobi iterates the canonical form, which need not be formed twice;
+    # these iterate the canonical form, which need not be formed twice;
     # a transform hands the Function other numbers than those that the given form holds
-    same = isinstance(problem.solver, Jacobi) or any(map(wrapped, map_.tensors))
+    same = isinstance(problem.solver, (Auto, Jacobi)) or any(map(wrapped, map_.tensors))
     given = None if same else problem.map_
     node = Equation(replace(problem, map_=map_), adjoint, report, given=given)
     value = _apply(node, problem.start, map_.tensors)

@@ -19,7 +19,8 @@ from wellposed.gradients.implicit import Implicit
 from wellposed.nn.functional import check_batch, default_stopping
 from wellposed.nn.functional import fixed_point as fixed_point
 from wellposed.solvers.base import Solution, Solver, Status, Stopping, describe
-from wellposed.solvers.picard import Jacobi, Picard
+from wellposed.solvers.auto import Auto
+from wellposed.solvers.picard import Picard
 
 OnFailure = Literal["warn", "raise", "ignore"]
 
@@ -33,7 +34,8 @@ class Equilibrium(nn.Module):
 
     Args:
         cell: The equation.
-        solver: Proposes iterates; by default nonlinear Jacobi for affine cells.
+        solver: Proposes iterates; by default `Auto` for affine cells: nonlinear Jacobi, and an
+            accelerated iteration for samples that converge slowly.
         gradient: How the result is put on the tape; implicit by default.
         stopping: Tolerances and budget in training mode (rtol 1e-3 by default).
         eval_stopping: The same in evaluation mode (rtol 1e-5 in float32, 1e-10 in float64).
@@ -65,7 +67,7 @@ class Equilibrium(nn.Module):
                 f"`on_failure` must be one of {get_args(OnFailure)} or None, got {on_failure!r}."
             )
         self.cell = cell
-        self.solver = solver or (Jacobi() if isinstance(cell, AffineCell) else Picard())
+        self.solver = solver or (Auto() if isinstance(cell, AffineCell) else Picard())
         self.gradient = gradient or Implicit()
         self.stopping = stopping
         self.eval_stopping = eval_stopping

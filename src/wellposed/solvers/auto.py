@@ -17,6 +17,8 @@ from wellposed.solvers.broyden import Steps, quasi_newton
 
 STRIDE = 2
 """Rates are observed over this many evaluations."""
+FIRST = 4
+"""No rate is looked at before this evaluation: most solves are nearly done by then."""
 MEMORY = 8
 """Steps that the accelerated iteration remembers."""
 
@@ -42,7 +44,7 @@ class Watch(NamedTuple):
 class Auto(Solver):
     """Nonlinear Jacobi, handing slow samples over to Broyden's method on the same map.
 
-    Every second evaluation the rate of each sample is looked at. Samples whose residual shrinks by
+    From the fourth evaluation on, the rate of each sample is looked at every second time. Samples whose residual shrinks by
     less than `rate` an evaluation are accelerated from then on, under the safeguard; the others get
     bit by bit what `Jacobi` gives them. On maps without canonical form it starts as `Picard`.
 
@@ -68,7 +70,7 @@ class Auto(Solver):
     def propose(self, map_: Map, z: Tensor, fz: Tensor, state: Watch) -> tuple[Tensor, Watch]:
         level, slow, steps, seen = state
         seen += 1
-        if seen % STRIDE == 0:
+        if seen >= FIRST and seen % STRIDE == 0:
             level, slow = observe(z, fz, level, slow, self.rate**STRIDE)
         if slow is None:
             return fz, Watch(level, None, None, seen)
