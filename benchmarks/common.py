@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 import wellposed as wp
 from wellposed.core.records import Environment
 from wellposed.data import load_images
+from wellposed.experiments.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parent.parent
 MEAN, STD = 0.1307, 0.3081
@@ -111,6 +113,18 @@ def train(model: nn.Module, x: Tensor, y: Tensor, *, epochs: int, batch: int = 1
             optimiser.zero_grad(set_to_none=True)
             nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
             optimiser.step()
+
+
+def trained_nemon() -> wp.Equilibrium:
+    """The equilibrium layer of `configs/nemon-mnist.toml`, seed 0; trained first if need be."""
+    folder = ROOT / "runs" / "nemon-mnist"
+    if not (folder / "nemon" / "seed-0" / "weights.safetensors").is_file():
+        note("runs/nemon-mnist is not there: training it first")
+        command = [sys.executable, "-m", "wellposed.cli", "train", "configs/nemon-mnist.toml"]
+        subprocess.run(command, cwd=ROOT, check=True)
+    work = Workspace.open(folder)
+    model, _ = work.trained(next(job for job in work.jobs() if job.name == "nemon"))
+    return next(module for module in model if isinstance(module, wp.Equilibrium))
 
 
 def note(text: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = ROOT / "tools" / "targets.toml"
+NOTES = ROOT / "tools" / "shortfalls.md"
 _HIDDEN = ("_accuracy@",)
 
 
@@ -38,12 +39,16 @@ def head() -> list[str]:
 def against(results: list[dict[str, Any]], targets: list[dict[str, Any]]) -> list[str]:
     """The table of targets."""
     metrics = {result["name"]: result["metrics"] for result in results}
-    lines = ["## Targets", "", "| what | target | measured | reached |", "|---|---|---|---|"]
+    lines = ["## Targets", "", "| what | target | measured | reached | to compare |"]
+    lines.append("|---|---|---|---|---|")
     for target in targets:
         value = metrics.get(target["result"], {}).get(target["metric"])
         bound = f"{'≥' if target['better'] == 'higher' else '≤'} {target['bound']:g}"
-        lines.append(f"| {target['what']} | {bound} | {shown(value)} | {verdict(value, target)} |")
-    return [*lines, ""]
+        lines.append(
+            f"| {target['what']} | {bound} | {shown(value)} | "
+            f"{verdict(value, target)} | {target.get('compare', '')} |"
+        )
+    return [*lines, "", *NOTES.read_text().splitlines(), ""]
 
 
 def verdict(value: Any, target: dict[str, Any]) -> str:

@@ -18,8 +18,8 @@ from wellposed.gradients.base import Gradient, Problem
 from wellposed.gradients.implicit import Implicit
 from wellposed.nn.functional import check_batch, default_stopping
 from wellposed.nn.functional import fixed_point as fixed_point
-from wellposed.solvers.base import Solution, Solver, Status, Stopping, describe
 from wellposed.solvers.auto import Auto
+from wellposed.solvers.base import Solution, Solver, Status, Stopping, describe
 from wellposed.solvers.picard import Picard
 
 OnFailure = Literal["warn", "raise", "ignore"]

@@ -44,9 +44,10 @@ class Watch(NamedTuple):
 class Auto(Solver):
     """Nonlinear Jacobi, handing slow samples over to Broyden's method on the same map.
 
-    From the fourth evaluation on, the rate of each sample is looked at every second time. Samples whose residual shrinks by
-    less than `rate` an evaluation are accelerated from then on, under the safeguard; the others get
-    bit by bit what `Jacobi` gives them. On maps without canonical form it starts as `Picard`.
+    From the fourth evaluation on, the rate of each sample is looked at every second time. Samples
+    whose residual shrinks by less than `rate` an evaluation are accelerated from then on, under the
+    safeguard; the others get bit by bit what `Jacobi` gives them. On maps without canonical form it
+    starts as `Picard`.
 
     Args:
         rate: Rate of convergence, in (0, 1), above which acceleration pays for its overhead.

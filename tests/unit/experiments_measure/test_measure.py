@@ -207,7 +207,7 @@ def test_solvers_race_to_the_same_point_and_failures_are_named():
     assert "budget" in race["crawling"]["status"]
     assert race["no"] == {"refused": "not for this map"}
     assert sum(found["histogram"]["samples"]) == 60
-    assert found["histogram"]["solver"] == "Jacobi"
+    assert found["histogram"]["solver"] == "Auto"
 
 
 def test_a_diverging_solver_gives_json_without_infinities():

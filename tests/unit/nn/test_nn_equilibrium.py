@@ -118,7 +118,7 @@ def test_the_last_solution_is_light():
 
 def test_representation_names_solver_and_gradient():
     text = repr(dense())
-    assert "Jacobi()" in text
+    assert "Auto(" in text
     assert "Implicit(" in text
     assert "7, 10, margin=0.0, relu" in text
 
