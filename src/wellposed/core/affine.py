@@ -11,7 +11,7 @@ from torch import Tensor
 from wellposed.core.activations import Activation, ReLU
 from wellposed.core.maps import AffineMap, check_feedback
 from wellposed.core.operators import Operator
-from wellposed.core.spectra import Contraction, perron
+from wellposed.core.spectra import Contraction, perron, resolved_gain
 from wellposed.errors import ShapeError
 
 
@@ -77,11 +77,8 @@ class Affine:
     def contraction(self) -> Contraction:
         """Best weighted max-norm contraction of the canonical map, measured in float64."""
         canonical = self.double().canonical()
-        return perron(canonical.A, canonical.gain())
-
-    def gain(self) -> Tensor:
-        """Largest absolute slope of the (resolved) activation, a neuron; float64."""
-        return AffineMap(self.A, self.bias, self.activation, self.feedback).gain()
+        gain = resolved_gain(canonical.activation, canonical.feedback)
+        return perron(canonical.A, gain)
 
     def double(self) -> Affine:
         """Detached, in float64: the form in which certificates are computed."""

@@ -71,7 +71,7 @@ class Map(ABC):
             )
         )
 
-    def error_bound(self, z: Tensor, fz: Tensor) -> Tensor | None:
+    def error_bound(self, z: Tensor) -> Tensor | None:
         """Bound of ``max_i |z_i - z*_i|`` a sample, or `None` where nothing is proved."""
         return None
 
@@ -183,24 +183,16 @@ class AffineMap(Map):
         d = self.activation.slope(self.feedback * self._activate(v) + v)
         return d / (1 - d * self.feedback)
 
-    def gain(self) -> Tensor:
-        """Largest absolute slope of the (resolved) activation, a neuron; float64."""
-        slopes = torch.tensor(self.activation.slopes, dtype=torch.float64)
-        if self.feedback is None:
-            return slopes.abs().amax()
-        a = self.feedback.detach().double()[..., None]
-        return (slopes / (1 - slopes * a)).abs().amax(-1)
-
     def _activate(self, v: Tensor) -> Tensor:
         if self.feedback is None:
             return self.activation(v)
         return resolvent(self.activation, self.feedback, v)
 
     @override
-    def error_bound(self, z: Tensor, fz: Tensor) -> Tensor | None:
+    def error_bound(self, z: Tensor) -> Tensor | None:
         from wellposed.core.posterior import affine_error_bound
 
-        return affine_error_bound(self, z, fz)
+        return affine_error_bound(self, z)
 
 
 @final

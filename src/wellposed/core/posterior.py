@@ -12,7 +12,7 @@ from wellposed.core.spectra import UNIT, outward, perron, resolved_gain, roundin
 
 
 @torch.no_grad()
-def affine_error_bound(map_: AffineMap, z: Tensor, fz: Tensor) -> Tensor | None:
+def affine_error_bound(map_: AffineMap, z: Tensor) -> Tensor | None:
     """``|z_i - z*_i| <= eta_i || r + rounding ||_{max,eta} / (1 - factor)``, the largest over i.
 
     With ``r = z - psi(A z + q)`` on the canonical form, ``|psi'| <= gain`` and
@@ -24,7 +24,6 @@ def affine_error_bound(map_: AffineMap, z: Tensor, fz: Tensor) -> Tensor | None:
     Args:
         map_: The map, in any form; its canonical form is measured.
         z: Iterates, one a row.
-        fz: The map's values there, in the precision of the solve; not used.
 
     Returns:
         One bound a sample, float64, infinite where the iterate is not finite; `None` if the

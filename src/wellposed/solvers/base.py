@@ -132,9 +132,7 @@ class Solution:
         """
         if self.map_ is None:
             return None
-        z = self.value.detach()
-        with torch.no_grad():
-            return self.map_.error_bound(z, self.map_(z))
+        return self.map_.error_bound(self.value.detach())
 
     def require(self) -> Solution:
         """This solution if every sample converged.

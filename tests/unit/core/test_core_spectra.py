@@ -92,7 +92,7 @@ def test_error_bound_holds_however_early_the_solve_stops(dtype, phi, evaluations
 def test_error_bound_of_an_iterate_that_is_not_finite_is_infinite():
     map_ = AffineMap(Dense(torch.eye(2).double() * 0.5), torch.ones(2, 2).double(), ReLU())
     z = torch.tensor([[0.0, 0.0], [float("nan"), 0.0]], dtype=torch.float64)
-    bound = map_.error_bound(z, z)
+    bound = map_.error_bound(z)
     assert bool(torch.isfinite(bound[0]))
     assert float(bound[1]) == float("inf")
 
@@ -100,7 +100,7 @@ def test_error_bound_of_an_iterate_that_is_not_finite_is_infinite():
 def test_no_error_bound_without_contraction():
     swap = torch.tensor([[0.0, 2.0], [2.0, 0.0]], dtype=torch.float64)
     map_ = AffineMap(Dense(swap), torch.ones(1, 2, dtype=torch.float64), ReLU())
-    assert map_.error_bound(torch.ones(1, 2).double(), torch.ones(1, 2).double()) is None
+    assert map_.error_bound(torch.ones(1, 2).double()) is None
 
 
 @pytest.mark.parametrize("seed", range(6))
