@@ -9,7 +9,10 @@ import torch
 
 from benchmarks.common import note
 
-NAMES = ("training", "solve", "metzler", "hard_sample", "overhead", "gradients", "memory")
+NAMES = (
+    "training", "solve", "metzler", "hard_sample", "overhead", "gradients", "memory",
+    "verification", "soundness",
+)  # fmt: skip
 
 
 def main(names: list[str]) -> int:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 LEVELS: list[set[str]] = [
+    {"__main__"},
     {"cli"},
     {"experiments"},
     {"report", "training"},
@@ -22,6 +23,7 @@ LEVELS: list[set[str]] = [
     {"gradients"},
     {"solvers"},
     {"core"},
+    {"files"},
     {"errors"},
 ]
 FREE = {"testing", "__init__"}  # the conformance kit and the list of public names may see all

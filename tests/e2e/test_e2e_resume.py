@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from wellposed.training.files import read_tensors
+from wellposed.files.atomic import read_tensors
 
 FLAGS = ["--data.train_limit", "2600", "--training.epochs", "6", "--training.batch", "20",
          "--training.checkpoint_steps", "5", "--model.dropout", "0.1"]  # fmt: skip

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from wellposed.cells.base import AffineCell
 from wellposed.cells.checks import check_cone, check_margin, check_sizes, strictly
+from wellposed.cells.skewed import skewed
 from wellposed.core.activations import Activation, ReLU
 from wellposed.core.affine import Affine
 from wellposed.core.operators import Convolution, Dense, Padding
@@ -65,16 +66,10 @@ class NemonCell(AffineCell):
 
     @override
     def explicit(self) -> Affine:
-        off = self.T * self.off_diagonal
-        floor = self.margin - F.softplus(self.damping)
-        size = torch.linalg.vector_norm(off, 1, dim=1)
-        # ratios by differences: they stay finite where the weights themselves would not
-        s = torch.asinh(self.log_eta)
-        skewed = off * (s[:, None] - s).exp()
-        A = skewed.diagonal_scatter(torch.sub(floor, size, alpha=strictly(off)))
-        return Affine(
-            Dense(A), Dense(self.inject.weight), self.inject.bias, self.activation, witness=s.exp()
-        )
+        S, a, eta = skewed(self.T, self.log_eta, self.damping, self.off_diagonal, self.margin)
+        A = Dense(torch.diagonal_scatter(S, a), apart=(S, a))
+        inject = self.inject
+        return Affine(A, Dense(inject.weight), inject.bias, self.activation, witness=eta)
 
     @override
     def extra_repr(self) -> str:

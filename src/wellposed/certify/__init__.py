@@ -1,6 +1,8 @@
 """Certificates: proved bounds, measured on explicit weights."""
 
+from wellposed.certify import lowering as lowering  # registers rules
 from wellposed.certify import normalise as normalise  # registers its rule
+from wellposed.certify import residual as residual  # registers rules
 from wellposed.certify import rules as rules  # registers the rules
 from wellposed.certify.affine import bound_l0 as bound_l0
 from wellposed.certify.affine import bound_l1 as bound_l1

@@ -58,7 +58,8 @@ def equilibrium_box(
         affine: Explicit weights.
         region: A batch of input boxes, shape (batch, *in_shape).
         steps: At most this many steps; 0 gives the Lipschitz box.
-        rtol: Stop when no width shrinks by more than this fraction of the largest one.
+        rtol: A sample is done when none of its widths shrinks by more than this fraction of its
+            largest one, whatever its batch mates do.
         loop: The componentwise bound of `affine`, if it is at hand.
 
     Raises:
@@ -79,14 +80,18 @@ def equilibrium_box(
     region = Box(region.lower.detach().double().cpu(), region.upper.detach().double().cpu())
     image = _Image.of(loop, region)
     box = _outer_start(loop, image, region)
-    taken, moving = 0, True
-    while moving and taken < steps:
+    taken = 0
+    flat = (len(region.lower), *[1] * (box.lower.ndim - 1))
+    moving = torch.ones(flat, dtype=torch.bool)
+    while taken < steps and bool(moving.any()):
         taken += 1
         lower, upper = image.states(box)
-        lower, upper = torch.maximum(lower, box.lower), torch.minimum(upper, box.upper)
-        shrunk = (lower - box.lower) + (box.upper - upper)
+        lower = torch.where(moving, torch.maximum(lower, box.lower), box.lower)
+        upper = torch.where(moving, torch.minimum(upper, box.upper), box.upper)
+        shrunk = ((lower - box.lower) + (box.upper - upper)).flatten(1).amax(1)
+        widest = (upper - lower).flatten(1).amax(1)
         box = Box(lower, upper)
-        moving = bool((shrunk > rtol * (upper - lower).amax() + TINY).any())
+        moving &= (shrunk > rtol * widest + TINY).reshape(flat)
     return EquilibriumBox(box, image.preactivations(box), taken)
 
 
@@ -155,10 +160,10 @@ class _Image:
         if not bool((a != 0).any()):
             return Box(low, high)
         # v increases with s because dv/ds = 1 / (1 - d a) > 0
-        return Box(_resolved(phi, a, low, -1.0), _resolved(phi, a, high, 1.0))
+        return Box(resolve_bound(phi, a, low, -1.0), resolve_bound(phi, a, high, 1.0))
 
 
-def _resolved(phi: Activation, a: Tensor, s: Tensor, sign: float) -> Tensor:
+def resolve_bound(phi: Activation, a: Tensor, s: Tensor, sign: float) -> Tensor:
     """A bound of ``v = a z + s`` with ``z = phi(v)``: from above for sign 1, below for -1.
 
     The equation ``g(v) = v - a phi(v) - s = 0`` has slopes ``1 - d a`` of at least `floor`, so that

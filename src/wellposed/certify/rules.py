@@ -84,7 +84,7 @@ class _Clamp(Activation):
 _JUMP = "`nn.Softplus` is log(1 + exp(v)); PyTorch drops exp(-v) beyond its threshold of 20"
 
 
-def _activation(module: Any, path: str) -> Activation:
+def elementwise_activation(module: Any, path: str) -> Activation:
     """The slope-restricted function that a module applies elementwise."""
     match module:
         case nn.ReLU():
@@ -110,7 +110,7 @@ def _activation(module: Any, path: str) -> Activation:
 
 
 def _elementwise(module: nn.Module, site: Site) -> Majorant:
-    phi = _activation(module, site.path)
+    phi = elementwise_activation(module, site.path)
     assumes = (_JUMP,) if isinstance(module, nn.Softplus) else ()
     if site.box is None:
         return Slopes(phi.steepest, site.shape, assumes)
@@ -122,7 +122,7 @@ def _elementwise(module: nn.Module, site: Site) -> Majorant:
 
 
 def _elementwise_box(module: nn.Module, box: Box) -> Box:
-    phi = _activation(module, "")
+    phi = elementwise_activation(module, "")
     low, high = phi.image(box.lower, box.upper)
     reach = torch.maximum(box.lower.abs(), box.upper.abs())
     jump = 1e-8 if isinstance(module, nn.Softplus) else 0.0

@@ -9,9 +9,11 @@ from cyclopts import App
 from rich.console import Console
 
 from wellposed.cli.after import attack, certify, report
+from wellposed.cli.check import check
 from wellposed.cli.env import env
 from wellposed.cli.fields import fields
 from wellposed.cli.run import run, train
+from wellposed.cli.verify import verify
 from wellposed.errors import CheckpointError, ConfigError, DataError, WellposedError
 
 INTERRUPTED = 130
@@ -22,12 +24,12 @@ def make_app() -> App:
     """The commands."""
     app = App(
         name="wellposed",
-        help="Train, certify, attack and report equilibrium networks.",
+        help="Train, certify, attack, verify and report equilibrium networks.",
         version_flags=["--version"],
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
-    for command in (run, train, certify, attack, report, env, fields):
+    for command in (run, train, certify, attack, verify, check, report, env, fields):
         app.command(command)
     return app
 

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from wellposed.core.activations import Activation, ReLU, resolvent, resolvent_range
 from wellposed.core.operators import Operator
-from wellposed.core.peel import plain
+from wellposed.core.peel import forward_mode, plain, transforming
 from wellposed.errors import ConfigError
 
 
@@ -55,8 +55,14 @@ class Map(ABC):
         """An equivalent map that is better to iterate: the zero-diagonal form, if there is one."""
         return self
 
+    def resolved(self) -> Map:
+        """An equivalent map that is better to differentiate; its canonical form is this map's."""
+        return self
+
     def detach(self) -> Self:
         """The map without autograd history."""
+        if not (transforming() or forward_mode() or any(t.requires_grad for t in self.tensors)):
+            return self
         return self.with_tensors(tuple(t.detach() for t in self.tensors))
 
     def select(self, rows: Tensor) -> Self:
@@ -138,16 +144,20 @@ class AffineMap(Map):
     @override
     def with_tensors(self, tensors: tuple[Tensor, ...]) -> AffineMap:
         weight, offset, *rest = tensors
-        return replace(
-            self,
-            operator=self.operator.with_weight(weight),
-            offset=offset,
-            feedback=rest[0] if rest else None,
+        return AffineMap(
+            self.operator.with_weight(weight),
+            offset,
+            self.activation,
+            rest[0] if rest else None,
+            canonical_form=self.canonical_form,
         )
 
     @override
     def __call__(self, z: Tensor) -> Tensor:
-        return self._activate(self.operator.apply(z, self.offset))
+        v = self.operator.apply(z, self.offset)
+        if self.feedback is None and not torch.is_grad_enabled() and _is_relu(self.activation):
+            return torch.relu_(v)
+        return self._activate(v)
 
     @override
     def start(self) -> Tensor:
@@ -161,25 +171,48 @@ class AffineMap(Map):
         Every neuron solves its own scalar equation ``z_i = phi(a_ii z_i + s_i)`` exactly. For ReLU
         that is ``relu(s_i) / (1 - a_ii)``, which folds into the weights.
         """
+        form = self.resolved()
+        if form.feedback is None or not _is_relu(self.activation):
+            return form
+        scale = torch.rsub(form.feedback, 1).reciprocal()
+        return AffineMap(
+            form.operator.scale_rows(scale),
+            form.offset * scale,
+            self.activation,
+            canonical_form=True,
+        )
+
+    @override
+    def resolved(self) -> AffineMap:
+        """The zero-diagonal map with the diagonal kept apart, as `feedback`.
+
+        Nothing is multiplied, so that no derivative of a product of matrices is ever taken.
+        """
         if self.canonical_form:
             return self
-        a = self.operator.diagonal()
-        rest = self.operator.off_diagonal()
         if self.feedback is not None:
             raise ConfigError("A map with feedback is canonical already or not at all.")
+        a = self.operator.diagonal()
         check_feedback(a, self.activation)
-        if isinstance(self.activation, ReLU):
-            scale = torch.rsub(a, 1).reciprocal()
-            return AffineMap(
-                rest.scale_rows(scale), self.offset * scale, self.activation, canonical_form=True
-            )
+        rest = self.operator.off_diagonal()
         return AffineMap(rest, self.offset, self.activation, a, canonical_form=True)
 
-    def slopes(self, z: Tensor) -> Tensor:
-        """Derivative of the (resolved) activation where the map is evaluated at ``z``."""
+    def slopes(self, z: Tensor, image: Tensor | None = None) -> Tensor:
+        """Derivative of the (resolved) activation where the map is evaluated at ``z``.
+
+        Args:
+            z: States.
+            image: The map's value at `z`, if it is known: for ReLU its sign is all that is needed.
+        """
+        if _is_relu(self.activation) and image is not None:
+            on = image.sign()
+            return on if self.feedback is None else on * torch.rsub(self.feedback, 1).reciprocal()
         v = self.operator.apply(z, self.offset)
         if self.feedback is None:
             return self.activation.slope(v)
+        if _is_relu(self.activation):
+            # ``a relu(v) / (1 - a) + v`` has the sign of ``v``
+            return self.activation.slope(v) * torch.rsub(self.feedback, 1).reciprocal()
         d = self.activation.slope(self.feedback * self._activate(v) + v)
         return d / (1 - d * self.feedback)
 
@@ -205,12 +238,15 @@ class LinearMap(Map):
         rhs: One row a sample.
         arguments: Tensors that ``M`` depends on.
         flags: Which of them have one row a sample; `None` if unknown.
+        fuse: Builds ``(u, rhs) -> M u + rhs`` from `arguments`, where that is cheaper than its
+            two steps.
     """
 
     make: Callable[..., Callable[[Tensor], Tensor]]
     rhs: Tensor
     arguments: tuple[Tensor, ...] = ()
     flags: tuple[bool, ...] | None = None
+    fuse: Callable[..., Callable[[Tensor, Tensor], Tensor]] | None = None
     block: ClassVar[int] = 4
 
     @property
@@ -225,20 +261,27 @@ class LinearMap(Map):
 
     @override
     def with_tensors(self, tensors: tuple[Tensor, ...]) -> LinearMap:
-        return replace(self, rhs=tensors[0], arguments=tensors[1:])
+        return LinearMap(self.make, tensors[0], tensors[1:], self.flags, self.fuse)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "matvec", self.make(*self.arguments))
+        fused = None if self.fuse is None else self.fuse(*self.arguments)
+        object.__setattr__(self, "_fused", fused)
 
     matvec: Callable[[Tensor], Tensor] = None  # type: ignore[assignment]  # set once, above
+    _fused: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @override
     def __call__(self, z: Tensor) -> Tensor:
-        return self.matvec(z) + self.rhs
+        return self.matvec(z) + self.rhs if self._fused is None else self._fused(z, self.rhs)
 
     @override
     def start(self) -> Tensor:
         return self.rhs
+
+
+def _is_relu(activation: Activation) -> bool:
+    return type(activation) is ReLU
 
 
 def check_feedback(a: Tensor, activation: Activation) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def wrapped(x: Tensor) -> bool:
@@ -13,6 +14,8 @@ def wrapped(x: Tensor) -> bool:
 
 def plain(x: Tensor) -> Tensor:
     """The tensor under all transforms, hidden batch dimensions included; for decisions only."""
+    if not transforming():
+        return x.detach()
     while wrapped(x):
         x = torch._C._functorch.get_unwrapped(x)  # pyright: ignore
     # an operation under a live transform would wrap its result again
@@ -23,3 +26,8 @@ def plain(x: Tensor) -> Tensor:
 def transforming() -> bool:
     """Whether a `torch.func` transform surrounds the caller."""
     return torch._C._are_functorch_transforms_active()  # pyright: ignore
+
+
+def forward_mode() -> bool:
+    """Whether a level of forward-mode differentiation surrounds the caller."""
+    return forward_ad._current_level >= 0  # pyright: ignore

@@ -129,6 +129,10 @@ class Verdict(Record):
         method: What decided.
         seconds: Time spent.
         witness: A counter-example, flattened.
+        bounds: Lower bound of the smallest margin that each method reached, by its name.
+        unstable: Neurons whose phase was open under the best preactivation bounds; `None` where no
+            bounds were made.
+        nodes: Nodes of the search.
     """
 
     status: Literal["verified", "falsified", "unknown"]
@@ -136,6 +140,9 @@ class Verdict(Record):
     method: str
     seconds: float = 0.0
     witness: tuple[float, ...] | None = None
+    bounds: dict[str, float] = field(default_factory=dict[str, float])
+    unstable: int | None = None
+    nodes: int = 0
 
     def __post_init__(self) -> None:
         if self.status not in ("verified", "falsified", "unknown"):
@@ -238,4 +245,6 @@ def _encode(value: Any) -> Any:
 def _decode(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_decode(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _decode(item) for key, item in value.items()}
     return float(value) if value in ("inf", "-inf", "nan") else value

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 import torch
 
-from wellposed.data import idx, jpeg, npz, webp
+from wellposed.data import idx, jpeg, webp
 from wellposed.data.records import Split
+from wellposed.files import npz
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

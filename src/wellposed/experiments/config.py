@@ -12,8 +12,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from wellposed.errors import ConfigError
 from wellposed.experiments.names import nearest
+from wellposed.experiments.robust import Plain, Robust
 from wellposed.experiments.sections import (
     Attacks,
+    Certified,
     Data,
     Model,
     Nemon,
@@ -26,7 +28,7 @@ from wellposed.training.recipe import Recipe
 from wellposed.training.settings import Settings
 
 T = TypeVar("T", bound=Settings)
-_SHARED = ("model", "solve", "training", "penalty")
+_SHARED = ("model", "solve", "training", "penalty", "robust")
 
 
 @final
@@ -42,9 +44,11 @@ class Config(Settings):
         solve: Its solver and gradient.
         training: The recipe.
         penalty: A term of the loss.
+        robust: What is minimised instead of the clean cross entropy.
+        certified: Radii that are certified on the test images.
         attacks: What the trained network is attacked with.
-        variants: Named overrides of `model`, `solve`, `training` and `penalty`; each is trained.
-            One that names another `model.kind` starts that section anew.
+        variants: Named overrides of `model`, `solve`, `training`, `penalty` and `robust`; each is
+            trained. One that names another `kind` starts that section anew.
     """
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -55,6 +59,8 @@ class Config(Settings):
     solve: Solve = Solve()
     training: Recipe = Recipe()
     penalty: PenaltyTerm = PenaltyTerm()
+    robust: Robust = Plain()
+    certified: Certified = Certified()
     attacks: Attacks = Attacks()
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
 

@@ -9,13 +9,25 @@ from torch import nn
 
 from wellposed.cells.base import Cell
 from wellposed.cells.infnorm import InfNormCell
+from wellposed.cells.monotone import MonotoneCell
 from wellposed.cells.nemon import NemonCell, NemonConv2d
 from wellposed.errors import ConfigError
 from wellposed.experiments import names
-from wellposed.experiments.sections import InfNorm, Mlp, Nemon, NemonConv, Solve, Variant
+from wellposed.experiments.robust import Plain
+from wellposed.experiments.sections import (
+    InfNorm,
+    Mlp,
+    Monotone,
+    Nemon,
+    NemonConv,
+    NemonDeep,
+    Solve,
+    Variant,
+)
 from wellposed.nn.equilibrium import Equilibrium
 from wellposed.nn.normalise import Normalise
 from wellposed.solvers.base import Stopping
+from wellposed.training.initialise import interval_initialise
 
 
 def build_model(
@@ -42,7 +54,10 @@ def build_model(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return nn.Sequential(Normalise(mean, std), *_body(variant, shape, classes))
+        model = nn.Sequential(Normalise(mean, std), *_body(variant, shape, classes))
+        if not isinstance(variant.robust, Plain) and variant.robust.initialise:
+            interval_initialise(model)
+        return model
 
 
 def parameters(model: nn.Module) -> int:
@@ -54,6 +69,8 @@ def _body(variant: Variant, shape: tuple[int, int, int], classes: int) -> list[n
     section, inputs = variant.model, prod(shape)
     if isinstance(section, NemonConv):
         return _convolutional(section, variant.solve, shape, classes)
+    if isinstance(section, NemonDeep):
+        return _deep(section, variant.solve, shape, classes)
     front: list[nn.Module] = [nn.Flatten()]
     if section.dropout:
         front.append(nn.Dropout(section.dropout))
@@ -67,6 +84,9 @@ def _body(variant: Variant, shape: tuple[int, int, int], classes: int) -> list[n
         case InfNorm():
             phi = names.activation(section.activation)
             cell = InfNormCell(inputs, n, bound=section.bound, activation=phi)
+        case Monotone():
+            phi = names.activation(section.activation)
+            cell = MonotoneCell(inputs, n, margin=section.margin, activation=phi)
     return [*front, _layer(cell, variant.solve), readout]
 
 
@@ -93,6 +113,31 @@ def _convolutional(
     features = section.channels * prod(side // section.pool for side in sides)
     pool = [nn.AvgPool2d(section.pool)] if section.pool > 1 else []
     return [_layer(cell, solve), *pool, nn.Flatten(), nn.Linear(features, classes)]
+
+
+def _deep(
+    section: NemonDeep, solve: Solve, shape: tuple[int, int, int], classes: int
+) -> list[nn.Module]:
+    channels, *sides = shape
+    front: list[nn.Module] = []
+    for out in section.channels:
+        front += [
+            nn.Conv2d(channels, out, section.kernel, section.stride, section.padding),
+            nn.ReLU(),
+        ]
+        channels = out
+        sides = [
+            (side + 2 * section.padding - section.kernel) // section.stride + 1 for side in sides
+        ]
+    if min(sides) < 1:
+        raise ConfigError(
+            f"`model.channels` {section.channels} with kernel {section.kernel} and stride "
+            f"{section.stride} leave nothing of an image of {shape[1]} x {shape[2]} pixels.",
+            hint="use fewer convolutions, a smaller stride or more padding.",
+        )
+    phi = names.activation(section.activation)
+    cell = NemonCell(channels * prod(sides), section.states, margin=section.margin, activation=phi)
+    return [*front, nn.Flatten(), _layer(cell, solve), nn.Linear(section.states, classes)]
 
 
 def _layer(cell: Cell, solve: Solve) -> Equilibrium:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from wellposed.core.activations import ACTIVATIONS
 from wellposed.errors import ConfigError
 from wellposed.experiments.names import GRADIENTS, SOLVERS, known
+from wellposed.experiments.robust import Plain, Robust
 from wellposed.training.recipe import Recipe
 from wellposed.training.settings import Settings
 
@@ -93,6 +94,25 @@ class InfNorm(Settings):
 
 
 @final
+class Monotone(Settings):
+    """Equilibrium layer with a strongly monotone ``I - A`` (MON), linear readout.
+
+    Args:
+        kind: ``"monotone"``.
+        states: Neurons of the equilibrium layer.
+        margin: Modulus of strong monotonicity; positive.
+        activation: Of the layer.
+        dropout: Part of the inputs that is dropped in training.
+    """
+
+    kind: Literal["monotone"] = "monotone"
+    states: int = Field(default=87, ge=1)
+    margin: float = Field(default=1.0, gt=0)
+    activation: ActivationName = "relu"
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+@final
 class Mlp(Settings):
     """Plain network: linear, activation, linear.
 
@@ -132,6 +152,31 @@ class NemonConv(Settings):
     activation: ActivationName = "relu"
 
 
+@final
+class NemonDeep(Settings):
+    """Strided convolutions with ReLU, a dense equilibrium layer and a linear readout.
+
+    Args:
+        kind: ``"nemon-deep"``.
+        channels: Of each convolution, in order.
+        kernel: Side of the kernels.
+        stride: Of the convolutions.
+        padding: Zeros on each side.
+        states: Neurons of the equilibrium layer.
+        margin: Upper bound of the logarithmic norm; below 1.
+        activation: Of the equilibrium layer.
+    """
+
+    kind: Literal["nemon-deep"] = "nemon-deep"
+    channels: tuple[int, ...] = (16, 32)
+    kernel: int = Field(default=4, ge=1)
+    stride: int = Field(default=2, ge=1)
+    padding: int = Field(default=1, ge=0)
+    states: int = Field(default=100, ge=1)
+    margin: float = Field(default=0.0, lt=1)
+    activation: ActivationName = "relu"
+
+
 def _with_kind(section: Any) -> Any:
     """A model section that names no kind is that of a dense NEMON."""
     if isinstance(section, dict):
@@ -140,7 +185,9 @@ def _with_kind(section: Any) -> Any:
 
 
 Model = Annotated[
-    Nemon | InfNorm | Mlp | NemonConv, Field(discriminator="kind"), BeforeValidator(_with_kind)
+    Nemon | InfNorm | Monotone | Mlp | NemonConv | NemonDeep,
+    Field(discriminator="kind"),
+    BeforeValidator(_with_kind),
 ]
 
 
@@ -177,6 +224,26 @@ class PenaltyTerm(Settings):
 
 
 @final
+class Certified(Settings):
+    """Which radii are certified on the test images.
+
+    Args:
+        eps: Radii in pixels of [0, 1], none by default; the first is the one to publish.
+        samples: The first so many test images; 0 for all.
+    """
+
+    eps: tuple[float, ...] = ()
+    samples: int = Field(default=0, ge=0)
+
+    def model_post_init(self, context: object, /) -> None:
+        """Check the radii."""
+        if any(not e >= 0 for e in self.eps) or len(set(self.eps)) != len(self.eps):
+            raise ConfigError(
+                f"`certified.eps` must be different radii, none negative, got {self.eps}."
+            )
+
+
+@final
 class Attacks(Settings):
     """What the trained network is attacked with.
 
@@ -207,9 +274,11 @@ class Variant(Settings):
         solve: Its solver and gradient.
         training: The recipe.
         penalty: A term of the loss.
+        robust: What is minimised instead of the clean cross entropy.
     """
 
     model: Model = Nemon()
     solve: Solve = Solve()
     training: Recipe = Recipe()
     penalty: PenaltyTerm = PenaltyTerm()
+    robust: Robust = Plain()

@@ -12,6 +12,7 @@ from torch import nn
 
 from wellposed.errors import NotCertifiableError
 from wellposed.experiments import measure
+from wellposed.experiments.boxes import certified_by_boxes
 from wellposed.experiments.certificates import (
     audit_curves,
     audit_records,
@@ -37,6 +38,27 @@ def certify(work: Workspace, *, again: bool = False) -> None:
         return [record.to_dict() for record in records]
 
     _each(work, "certificates", step, again=again)
+    if work.config.certified.eps:
+        boxes(work, again=again)
+
+
+def boxes(work: Workspace, *, again: bool = False) -> None:
+    """Certify the test images by boxes at the radii of the configuration."""
+
+    def step(job: Job, model: nn.Sequential) -> Any:
+        config = work.config
+        try:
+            found = certified_by_boxes(
+                model, work.parts.test, config.certified, config.attacks, seed=job.seed
+            )
+        except NotCertifiableError as error:
+            work.say(f"{job.title}: not certified: {error.message}")
+            return None
+        for eps, accuracy in zip(found["eps"], found["accuracy"], strict=True):
+            work.say(f"{job.title}: {100 * accuracy:.2f} % certified by boxes at eps = {eps:g}")
+        return found
+
+    _each(work, "boxes", step, again=again)
 
 
 def attack(work: Workspace, *, again: bool = False) -> None:

@@ -7,8 +7,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from wellposed.core.records import Environment
+from wellposed.experiments.counting import verified_metrics
 from wellposed.experiments.workspace import Job, Workspace
-from wellposed.training.files import write_json
+from wellposed.files.atomic import write_json
 
 Metrics = dict[str, float]
 _PROOFS = {"max": "lipschitz_max", "1": "lipschitz_1", "2": "lipschitz_2"}
@@ -43,6 +44,12 @@ def job_metrics(job: Job) -> Metrics:
             out[key] = min(value, out.get(key, value))
         else:
             out[f"{key}_attacked"] = max(value, out.get(f"{key}_attacked", value))
+    boxes = job.read("boxes")
+    if boxes:
+        # the first radius is the one that the configuration is about
+        out["certified_accuracy"] = boxes["accuracy"][0]
+        for eps, accuracy in zip(boxes["eps"], boxes["accuracy"], strict=True):
+            out[f"certified_accuracy_boxes@{eps:g}"] = accuracy
     attacks = job.read("attacks")
     if attacks:
         for name, curve in attacks["curves"].items():
@@ -51,7 +58,23 @@ def job_metrics(job: Job) -> Metrics:
         certified = attacks.get("certified")
         if certified:
             out["certified_radius_median"] = certified["median_radius"]
-    return out
+    return _with_verified(out, job)
+
+
+def _with_verified(out: Metrics, job: Job) -> Metrics:
+    """The metrics with those of `wellposed verify`, which count where both measured a radius.
+
+    Except where boxes alone were tried on more images: a figure of a part says less.
+    """
+    boxes: dict[str, Any] = job.read("boxes") or {"eps": [], "samples": 0}
+    found = verified_metrics(job.read("verification"))
+    for place, eps in enumerate(boxes["eps"]):
+        at = f"@{eps:g}"
+        if found.get(f"verified_images{at}", 0) < boxes["samples"]:
+            found.pop(f"certified_accuracy_boxes{at}", None)
+        elif place == 0:
+            found["certified_accuracy"] = found[f"certified_accuracy{at}"]
+    return out | found
 
 
 def record(work: Workspace, folder: Path, summary: dict[str, Any]) -> Path:

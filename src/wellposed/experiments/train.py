@@ -12,9 +12,10 @@ from wellposed.errors import CheckpointError
 from wellposed.experiments.datasets import examples
 from wellposed.experiments.models import parameters
 from wellposed.experiments.penalties import make_penalty
+from wellposed.experiments.robust import make_objective
 from wellposed.experiments.workspace import WEIGHTS, Job, Workspace
+from wellposed.files.atomic import read_tensors
 from wellposed.training import Examples, accuracy, fit, save_weights
-from wellposed.training.files import read_tensors
 from wellposed.training.progress import Display
 from wellposed.training.tally import counted
 
@@ -59,6 +60,7 @@ def _train_one(
         job.folder,
         validation=choose,
         penalty=make_penalty(job.variant.penalty, work.parts.shape),
+        objective=make_objective(job.variant.robust),
         seed=job.seed,
         stamp=work.stamp(job),
         resume=resume,

@@ -19,9 +19,10 @@ from wellposed.errors import CheckpointError, ConfigError
 from wellposed.experiments.config import Config, load
 from wellposed.experiments.datasets import Parts, load_parts
 from wellposed.experiments.models import build_model
+from wellposed.experiments.robust import Plain
 from wellposed.experiments.sections import Variant
+from wellposed.files.atomic import write_atomic, write_json
 from wellposed.training.checkpoint import load_weights
-from wellposed.training.files import write_atomic, write_json
 
 WEIGHTS = "weights.safetensors"
 _RUN_DETAILS = {"checkpoint_every", "checkpoint_steps", "tensorboard"}
@@ -150,10 +151,13 @@ class Workspace:
 
     def stamp(self, job: Job) -> str:
         """Digest of everything that decides the weights of a job."""
+        variant = job.variant.model_dump(
+            mode="json", exclude={"training": _RUN_DETAILS, "solve": {"eval_rtol"}}
+        )
+        if isinstance(job.variant.robust, Plain):
+            del variant["robust"]  # networks of before the section existed keep their digest
         content = {
-            "variant": job.variant.model_dump(
-                mode="json", exclude={"training": _RUN_DETAILS, "solve": {"eval_rtol"}}
-            ),
+            "variant": variant,
             "data": self.config.data.model_dump(mode="json", exclude={"folder", "test_limit"}),
             "files": sorted(self.parts.source.digests.values()),
             "seed": job.seed,

@@ -24,6 +24,7 @@ def pull_back(
     *,
     solver: LinearSolver,
     stopping: Stopping,
+    image: Tensor | None = None,
 ) -> tuple[Solution, list[Tensor | None]]:
     """Solve the adjoint equation at `z` for the cotangent `g`.
 
@@ -34,12 +35,14 @@ def pull_back(
         needed: Which of the map's tensors want a gradient.
         solver: Of the linear equation.
         stopping: Its tolerances.
+        image: What the canonical form makes of `z`, if that is known.
 
     Returns:
         The adjoint state and one gradient for each of the map's tensors.
     """
     if isinstance(map_, AffineMap):
-        return _affine(map_, z, g, needed, solver=solver, stopping=stopping)
+        slopes = map_.slopes(z, image)
+        return _affine(map_, z, g, needed, slopes=slopes, solver=solver, stopping=stopping)
     return _general(map_, z, g, needed, solver=solver, stopping=stopping)
 
 
@@ -49,19 +52,25 @@ def _affine(
     g: Tensor,
     needed: tuple[bool, ...],
     *,
+    slopes: Tensor,
     solver: LinearSolver,
     stopping: Stopping,
 ) -> tuple[Solution, list[Tensor | None]]:
-    slopes, operator = map_.slopes(z), map_.operator
+    operator = map_.operator
 
+    # solved is the equation of ``w = [d] u``, the flow through the activation, which is all that
+    # the gradients need: ``w = [d] (A^T w + g)``
     def transposed(weight: Tensor, d: Tensor) -> Callable[[Tensor], Tensor]:
         turned = operator.with_weight(weight)
-        return lambda u: turned.adjoint(d * u)
+        return lambda w: turned.adjoint(w) * d
 
-    found = solver.solve(
-        LinearMap(transposed, g, (operator.weight, slopes), (False, True)), stopping
-    )
-    flow = slopes * found.value
+    def fused(weight: Tensor, d: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        turned = operator.with_weight(weight)
+        return lambda w, rhs: torch.addcmul(rhs, turned.adjoint(w), d)
+
+    linear = LinearMap(transposed, slopes * g, (operator.weight, slopes), (False, True), fuse=fused)
+    found = solver.solve(linear, stopping)
+    flow = found.value
     out: list[Tensor | None] = [
         operator.weight_gradient(flow, z) if needed[0] else None,
         flow if needed[1] else None,

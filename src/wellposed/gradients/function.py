@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.func import jvp, vjp
 
 from wellposed.core.maps import AffineMap, LinearMap, Map
-from wellposed.core.peel import plain, transforming, wrapped
+from wellposed.core.peel import forward_mode, plain, transforming, wrapped
 from wellposed.errors import ConfigError, NonConvergenceWarning
 from wellposed.gradients.base import Problem, autocasting, steady_precision
 from wellposed.gradients.firstorder import pull_back
 from wellposed.solvers.auto import Auto
-from wellposed.solvers.base import AdjointReport, Solution, Stopping, describe, solve
+from wellposed.solvers.base import AdjointReport, Solution, Stopping, describe, solve_with_image
 from wellposed.solvers.krylov import LinearSolver
 from wellposed.solvers.picard import Jacobi
 
@@ -53,7 +53,9 @@ class Adjoint:
             rtol = max(0.1 * forward.tolerances(dtype)[0], 8 * torch.finfo(dtype).eps)
             if coarse:
                 rtol = max(rtol, _HALF_RTOL)
-        return Stopping(rtol, 0.0, self.max_evaluations)
+        # a tenth of the tolerance: one evaluation more
+        first = forward.first_look + 1 if forward.first_look > 1 else 1
+        return Stopping(rtol, 0.0, self.max_evaluations, first)
 
     def record(self, report: AdjointReport, found: Solution) -> None:
         """Write down how the equation was solved; warn if it was not."""
@@ -62,7 +64,7 @@ class Adjoint:
         report.evaluations = plain(found.evaluations)
         report.residual = plain(found.residual)
         report.status = plain(found.status)
-        if bool(report.status.any()):
+        if int(torch.count_nonzero(report.status)):
             told = replace(found, status=report.status, residual=report.residual)
             warnings.warn(
                 f"Adjoint equation: {describe(told)} The gradient is not exact.",
@@ -81,6 +83,8 @@ class Equation:
         report: Filled by the backward pass.
         given: The form that the solver was given, with the same fixed points.
         linear: Whether this is itself an adjoint or tangent equation.
+        solution: Without its graph.
+        image: What the canonical form makes of it, if that is known.
     """
 
     problem: Problem
@@ -89,19 +93,20 @@ class Equation:
     given: Map | None = None
     linear: bool = False
     solution: Solution | None = None
+    image: Tensor | None = None
 
     def solve(self, tensors: tuple[Tensor, ...], start: Tensor) -> Tensor:
         """Solve for these numbers, off the tape."""
         problem = self.problem
-        transformed = any(map(wrapped, (start, *tensors)))
-        map_ = self.given or problem.map_.with_tensors(tensors)
+        map_ = self.given or problem.map_.with_tensors(tensors).canonical()
         with steady_precision(map_, start):
             if isinstance(map_, LinearMap) and self.linear:
                 found = self.adjoint.solver.solve(map_, problem.stopping)
             else:
-                found = solve(map_, start, problem.solver, problem.stopping)
+                found, image = solve_with_image(map_, start, problem.solver, problem.stopping)
+                self.image = None if self.given else image
         value = found.value
-        if transformed:
+        if any(map(wrapped, (start, *tensors))):
             # a transform's wrappers die with it: what is kept must be plain numbers
             found = Solution(
                 plain(value), plain(found.residual), plain(found.evaluations), plain(found.status)
@@ -109,11 +114,21 @@ class Equation:
         self.solution = found
         return value
 
+    def take(self) -> Solution | None:
+        """The solution, handed over: its value belongs to the graph that holds this equation.
+
+        Kept here, it would close a circle, and every tensor of the graph would wait for the
+        garbage collector.
+        """
+        found, self.solution = self.solution, None
+        return found
+
 
 def attach_equation(problem: Problem, adjoint: Adjoint) -> Solution:
     """Solve and put the value on the tape by implicit differentiation."""
-    # the adjoint is best conditioned on the canonical form, whatever form the solver iterates
-    map_ = problem.map_.canonical()
+    # the adjoint is best conditioned on the canonical form, whatever form the solver iterates;
+    # with the diagonal kept apart its derivatives cost the least
+    map_ = problem.map_.resolved()
     report = AdjointReport()
     # these iterate the canonical form, which need not be formed twice;
     # a transform hands the Function other numbers than those that the given form holds
@@ -121,8 +136,9 @@ def attach_equation(problem: Problem, adjoint: Adjoint) -> Solution:
     given = None if same else problem.map_
     node = Equation(replace(problem, map_=map_), adjoint, report, given=given)
     value = _apply(node, problem.start, map_.tensors)
-    assert node.solution is not None
-    return replace(node.solution, value=value, adjoint=report if adjoint.report else None)
+    found = node.take()
+    assert found is not None
+    return replace(found, value=value, adjoint=report if adjoint.report else None)
 
 
 class FixedPoint(torch.autograd.Function):
@@ -141,7 +157,8 @@ class FixedPoint(torch.autograd.Function):
         node, _, *tensors = inputs
         ctx.node = node
         ctx.save_for_backward(output, *tensors)
-        ctx.save_for_forward(output, *tensors)
+        if transforming() or forward_mode():
+            ctx.save_for_forward(output, *tensors)
         kind = output.device.type
         ctx.cast = (
             (kind, torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
@@ -165,7 +182,13 @@ class FixedPoint(torch.autograd.Function):
                 now = map_.with_tensors(tuple(t.detach() for t in tensors))
                 stopping = _stopping(node, z)
                 found, out = pull_back(
-                    now, z.detach(), g, needed, solver=node.adjoint.solver, stopping=stopping
+                    now,
+                    z.detach(),
+                    g,
+                    needed,
+                    solver=node.adjoint.solver,
+                    stopping=stopping,
+                    image=node.image,
                 )
                 node.adjoint.record(node.report, found)
                 return (None, None, *out)
@@ -254,6 +277,7 @@ def _linear(
     inner = Problem(map_, rhs, node.problem.solver, _stopping(node, z))
     below = Equation(inner, node.adjoint, node.report, linear=True)
     u = _apply(below, rhs, map_.tensors)
-    if below.solution is not None:
-        node.adjoint.record(node.report, below.solution)
+    found = below.take()
+    if found is not None:
+        node.adjoint.record(node.report, found)
     return u

@@ -22,6 +22,9 @@ from wellposed.solvers.auto import Auto
 from wellposed.solvers.base import Solution, Solver, Status, Stopping, describe
 from wellposed.solvers.picard import Picard
 
+_TRAINING_LOOK = 4
+"""Hardly any cell is solved to 1e-3 earlier; looking costs more than an evaluation too many."""
+
 OnFailure = Literal["warn", "raise", "ignore"]
 
 
@@ -37,7 +40,8 @@ class Equilibrium(nn.Module):
         solver: Proposes iterates; by default `Auto` for affine cells: nonlinear Jacobi, and an
             accelerated iteration for samples that converge slowly.
         gradient: How the result is put on the tape; implicit by default.
-        stopping: Tolerances and budget in training mode (rtol 1e-3 by default).
+        stopping: Tolerances and budget in training mode (by default rtol 1e-3, looked at from the
+            fourth evaluation on).
         eval_stopping: The same in evaluation mode (rtol 1e-5 in float32, 1e-10 in float64).
         on_failure: What to do if samples do not converge: ``"warn"`` (once a layer), ``"raise"``
             or ``"ignore"``; by default warn in training and raise in evaluation.
@@ -93,7 +97,11 @@ class Equilibrium(nn.Module):
         map_ = self.cell.bind(x)
         start = self.cell.start(x, map_)
         stopping = self.stopping if self.training else self.eval_stopping
-        stopping = stopping or default_stopping(map_, start, 1e-3 if self.training else None)
+        if stopping is None:
+            stopping = default_stopping(map_, start)
+            if self.training:
+                rtol = 1e-3 if stopping.rtol is None else stopping.rtol
+                stopping = Stopping(rtol, first_look=_TRAINING_LOOK)
         solution = self.gradient.attach(Problem(map_, start, self.solver, stopping))
         broken = _broken_inputs(map_, x)
         if broken is not None:
@@ -120,7 +128,7 @@ class Equilibrium(nn.Module):
         )
         self.last = told
         action = self.on_failure or ("warn" if self.training else "raise")
-        if action == "ignore" or not bool(told.status.any()):
+        if action == "ignore" or not int(torch.count_nonzero(told.status)):
             return
         if action == "raise":
             raise NonConvergenceError(

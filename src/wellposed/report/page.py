@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from wellposed.report import figures, numbers, verdict
+from wellposed.report import figures, numbers, verdict, verification
 from wellposed.report.reading import Run, read_run
 from wellposed.report.svg import swatch
 
@@ -79,6 +79,11 @@ def _content(run: Run) -> dict[str, Any]:
         "corruptions": _explained(run),
         "brackets": _panels(figures.brackets(run)),
         "attack_samples": _samples(run),
+        "verifications": [
+            {**part, "gallery": [_counterexample(card, run) for card in part["gallery"]]}
+            for part in verification.sections(run)
+        ],
+        "verification_head": verification.HEAD,
         "galleries": _galleries(run),
         "all_metrics": numbers.all_metrics(run),
         "environment": _flat(run.environment),
@@ -200,6 +205,27 @@ def _example(record: dict[str, Any], classes: list[str]) -> dict[str, Any]:
             "image": _picture(attacked.get("image")),
             "change": _picture(attacked.get("change")),
         },
+    }
+
+
+def _counterexample(card: dict[str, Any], run: Run) -> dict[str, Any]:
+    classes = next(
+        (
+            [str(name) for name in found.get("classes") or ()]
+            for v in run.variants
+            if isinstance(found := run.first(v, "examples"), dict)
+        ),
+        [],
+    )
+
+    def name(place: Any) -> str:
+        return classes[place] if isinstance(place, int) and place < len(classes) else str(place)
+
+    numbers_ = ("index", "eps", "norm", "method", "distance", "margin", "probability", "nodes")
+    return {
+        **{key: card.get(key) for key in numbers_},
+        **{key: name(card.get(key)) for key in ("label", "clean", "prediction")},
+        **{key: _picture(card.get(key)) for key in ("image", "change", "witness")},
     }
 
 

@@ -13,6 +13,8 @@ from wellposed.errors import DataError
 PARTS = ("metrics", "certificates", "attacks", "solvers", "examples")
 ONCE = ("solvers", "examples")
 """Parts that a run makes for one seed of each variant only."""
+ASKED = ("verification",)
+"""Parts that exist only where somebody asked for them; none is missing."""
 
 
 @final
@@ -126,9 +128,9 @@ def _number(place: Path) -> tuple[int, str]:
 
 def _trial(root: Path, place: Path, missing: list[str]) -> Trial:
     parts: dict[str, Any] = {}
-    for name in PARTS:
+    for name in (*PARTS, *ASKED):
         path = place / f"{name}.json"
-        if name in ONCE and not path.exists():
+        if name in (*ONCE, *ASKED) and not path.exists():
             continue
         content = _json(root, path, missing)
         if content is not None:

@@ -90,4 +90,4 @@ def observe(
     poor = size > factor * level
     if slow is not None:
         return size, slow | poor
-    return size, poor if bool(plain(poor).any()) else None
+    return size, poor if int(torch.count_nonzero(plain(poor))) else None

@@ -18,7 +18,7 @@ from torch import Tensor
 from wellposed.core.maps import Map
 from wellposed.core.peel import plain, wrapped
 from wellposed.errors import ConfigError, NonConvergenceError, ShapeError
-from wellposed.solvers.rows import Record, cut_rows
+from wellposed.solvers.rows import Ledger, Pages, Row, Sheet, cut_rows
 from wellposed.solvers.status import Status as Status
 
 
@@ -32,19 +32,23 @@ class Stopping:
             half precisions.
         atol: Absolute tolerance; `None` picks the rounding unit of the dtype.
         max_evaluations: Budget a sample.
+        first_look: No residual is looked at before this evaluation. On small states a look costs as
+            much as half an evaluation, and a solve from a cold start is not done by then.
     """
 
     rtol: float | None = None
     atol: float | None = None
     max_evaluations: int = 1000
+    first_look: int = 1
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < inf:
                 raise ConfigError(f"`{name}` must be finite and not negative, got {value}.")
-        if self.max_evaluations < 1:
-            raise ConfigError(f"`max_evaluations` must be at least 1, got {self.max_evaluations}.")
+        for name in ("max_evaluations", "first_look"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
 
     def tolerances(self, dtype: torch.dtype) -> tuple[float, float]:
         """`rtol` and `atol` for states of this dtype."""
@@ -196,7 +200,18 @@ def solve(
         ShapeError: The map changes the shape of its argument.
     """
     with torch.no_grad():
-        return _iterate(map_, start, solver, stopping or Stopping(), watch)
+        return _iterate(map_, start, solver, stopping or Stopping(), watch)[0]
+
+
+def solve_with_image(
+    map_: Map, start: Tensor, solver: Solver, stopping: Stopping
+) -> tuple[Solution, Tensor | None]:
+    """`solve`, and what the prepared map makes of the solution: that was evaluated anyway.
+
+    `None` inside a function transform.
+    """
+    with torch.no_grad():
+        return _iterate(map_, start, solver, stopping, image=True)
 
 
 def _iterate(
@@ -204,66 +219,80 @@ def _iterate(
     start: Tensor,
     solver: Solver,
     stopping: Stopping,
-    watch: Callable[[Tensor, Tensor], None] | None,
-) -> Solution:
+    watch: Callable[[Tensor, Tensor], None] | None = None,
+    *,
+    image: bool = False,
+) -> tuple[Solution, Tensor | None]:
     rtol, atol = stopping.tolerances(start.dtype)
     work = solver.prepare(map_.detach())
     kept, rows = work, start.shape[0]
     z = start.detach()
     if not rows:
         empty = z.new_zeros(0)
-        return Solution(z, empty, empty.long(), empty.to(torch.int8), kept)
+        return Solution(z, empty, empty.long(), empty.to(torch.int8), kept), z
 
-    compact = work.batched is not None and not any(map(wrapped, (z, *work.tensors)))
+    apart = not any(map(wrapped, (z, *work.tensors)))
+    compact = work.batched is not None and apart
     z, work, slots, pending = _fill(z, work) if compact else (z, work, None, None)
-    total: Record | None = None
-    here: Record | None = None
-    mine, waiting, entered = pending, rows, 0
+    ledger: Ledger = Pages(rows) if apart else Sheet()
+    waiting, entered = rows, 0
     state = solver.init(work, z)
     # norms are compared unscaled: the common iteration is two norms, a difference, a test, a count
     unit = 1 / (sqrt(max(prod(z.shape[1:]), 1)) * solver.damping(map_))
     slack, floor = rtol * solver.damping(map_), atol / unit
     wide = torch.float32 if z.dtype in (torch.float16, torch.bfloat16) else None
     axes = tuple(range(1, z.ndim))
+    count, following, limit = 0, stopping.first_look, stopping.max_evaluations
 
-    for count in range(1, stopping.max_evaluations + 1):
+    while True:
+        count += 1
         fz = work(z)
         if fz.dtype != z.dtype or fz.shape != z.shape:
             fz = _as_state(fz, z)
+        look = count in (following, limit)
+        if not look and watch is None:
+            z, state = solver.propose(work, z, fz, state)
+            continue
         distance = torch.linalg.vector_norm(fz - z, dim=axes, dtype=wide)
-        size = torch.linalg.vector_norm(fz, dim=axes, dtype=wide)
-        # NaN compares false, and so does the difference of two infinities: they end a sample too
-        going = torch.sub(distance, size, alpha=slack) > floor
-        if pending is not None:
-            going = going & pending
         if watch is not None:
             watch(z, distance * unit)
-        still = int(torch.count_nonzero(plain(going)))
-        last = count == stopping.max_evaluations
-        if still < waiting or last:
-            here = Record.of(z, distance, count, going if last else None).over(here, pending)
-            if last or not still:
+        if look:
+            following = _next_look(count)
+            size = torch.linalg.vector_norm(fz, dim=axes, dtype=wide)
+            # NaN compares false, as does the difference of two infinities: they end a sample too
+            going = torch.sub(distance, size, alpha=slack) > floor
+            if pending is not None:
+                going = going & pending
+            still = int(torch.count_nonzero(going if apart else plain(going)))
+            if count == limit or not still:
+                over = going if still else None
+                now = Row(z, distance, fz if image else None)
+                row, evaluations, status = ledger.close(now, count, pending, slots, over=over)
                 break
-            pending, waiting = going, still
-        room = waiting + (-waiting % work.block)
-        if pending is not None and compact and _worthwhile(z, room, count - entered):
-            total = Record.blank(z, distance, rows) if total is None else total
-            if here is not None:
-                total.store(here, slots, ~pending if mine is None else mine & ~pending)
-            keep = torch.argsort((~pending).to(torch.int8), stable=True)[:room]
-            slots = keep if slots is None else slots.index_select(0, keep)
-            work = work.select(keep)
-            z, fz, state, pending = cut_rows((z, fz, state, pending), keep)
-            mine, here, entered = pending, None, count
-            pending = None if waiting == room else pending
+            if still < waiting:
+                done = ~going if pending is None else pending ^ going
+                ledger.write(Row(z, distance, fz if image else None), count, done, slots)
+                pending, waiting = going, still
+            room = waiting + (-waiting % work.block)
+            if pending is not None and compact and _worthwhile(z, room, count - entered):
+                keep = torch.argsort((~pending).to(torch.int8), stable=True)[:room]
+                slots = keep if slots is None else slots.index_select(0, keep)
+                work = work.select(keep)
+                z, fz, state, pending = cut_rows((z, fz, state, pending), keep)
+                entered = count
+                pending = None if waiting == room else pending
         z, state = solver.propose(work, z, fz, state)
+    return Solution(row.value, row.residual * unit, evaluations, status, kept), row.image
 
-    assert here is not None
-    if slots is not None:
-        total = Record.blank(here.value, here.residual, rows) if total is None else total
-        total.store(here, slots, mine)
-        here = total
-    return Solution(here.value, here.residual * unit, *here.outcome(), kept)
+
+def _next_look(count: int) -> int:
+    """The evaluation after which residuals are looked at next.
+
+    After each of the first 64, then ever more rarely, so that about a twentieth of the evaluations
+    at most is made in vain. The count alone decides: what a sample returns must not depend on its
+    batch mates. The stride is odd, for methods whose steps alternate between two kinds.
+    """
+    return count + (count // 24 | 1 if count >= 64 else 1)
 
 
 def _worthwhile(z: Tensor, room: int, since: int) -> bool:

@@ -17,6 +17,9 @@ from wellposed.solvers.auto import STRIDE, observe
 from wellposed.solvers.base import Solution, Solver, Stopping, solve
 from wellposed.solvers.picard import Picard
 
+FIRST = 6
+"""No rate is looked at before this evaluation."""
+
 
 class LinearSolver(ABC):
     """A frozen value that solves ``u = M u + rhs`` for every sample."""
@@ -125,7 +128,7 @@ class _Residual(Solver):
         level, slow, history, seen = state
         seen += 1
         if self.rate is not None:
-            if seen % STRIDE == 0:
+            if seen >= FIRST and seen % STRIDE == 0:
                 level, slow = observe(z, fz, level, slow, self.rate**STRIDE)
             if slow is None:
                 return fz, _Relay(level, None, None, seen)

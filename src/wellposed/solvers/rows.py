@@ -2,74 +2,149 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import inf
-from typing import Any
+from abc import ABC, abstractmethod
+from math import inf, isfinite
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from wellposed.solvers.status import Status
 
 
-@dataclass(eq=False)
-class Record:
-    """Value, residual and count of some samples; the count is negative where the budget ended."""
+class Row(NamedTuple):
+    """What is kept of a sample when it is done: tensors with one row a sample.
+
+    Args:
+        value: Its iterate.
+        residual: Norm of the step from there.
+        image: The value of the map there; `None` if nobody asked.
+    """
 
     value: Tensor
     residual: Tensor
-    count: Tensor
+    image: Tensor | None = None
 
-    @staticmethod
-    def of(z: Tensor, residual: Tensor, count: int, cut_off: Tensor | None) -> Record:
-        """All rows as they are now; `cut_off` marks those that only the budget ends."""
-        counts = torch.full_like(residual, count, dtype=torch.long)
-        return Record(
-            z, residual, counts if cut_off is None else torch.where(cut_off, -count, counts)
-        )
 
-    def over(self, older: Record | None, rows: Tensor | None) -> Record:
-        """This record in the given rows, the older one elsewhere."""
-        if older is None or rows is None:
-            return self
-        column = rows.reshape(-1, *[1] * (self.value.ndim - 1))
-        return Record(
-            torch.where(column, self.value, older.value),
-            torch.where(rows, self.residual, older.residual),
-            torch.where(rows, self.count, older.count),
-        )
+class Ended(NamedTuple):
+    """How all samples ended."""
 
-    @staticmethod
-    def blank(value: Tensor, residual: Tensor, rows: int) -> Record:
-        """Room for `rows` samples like those given."""
-        return Record(
-            value.new_zeros(rows, *value.shape[1:]),
-            residual.new_zeros(rows),
-            torch.zeros_like(residual[:0], dtype=torch.long).new_zeros(rows),
-        )
+    row: Row
+    evaluations: Tensor
+    status: Tensor
 
-    def store(self, part: Record, slots: Tensor | None, rows: Tensor | None) -> None:
-        """Write `rows` of `part` (all by default) to their places (the same by default)."""
-        if rows is not None:
-            found = rows.nonzero().flatten()
-            part = Record(*(t.index_select(0, found) for t in part.tensors))
-            slots = found if slots is None else slots.index_select(0, found)
-        for mine, theirs in zip(self.tensors, part.tensors, strict=True):
-            if slots is None:
-                mine.copy_(theirs)
-            else:
-                mine.index_copy_(0, slots, theirs)
 
-    @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The parts, in the order of the constructor."""
-        return self.value, self.residual, self.count
+class Ledger(ABC):
+    """What samples were at the moment they were done."""
 
-    def outcome(self) -> tuple[Tensor, Tensor]:
-        """Evaluations and status codes."""
-        code = (self.count < 0).to(torch.int8)  # 1 is `Status.BUDGET`, 0 `Status.CONVERGED`
-        finite = self.residual < inf
-        return self.count.abs(), code.masked_fill(~finite, Status.NONFINITE)
+    @abstractmethod
+    def write(self, now: Row, count: int, done: Tensor, slots: Tensor | None) -> None:
+        """Keep the rows `done`, which belong to the samples `slots` (the same ones by default)."""
+
+    @abstractmethod
+    def close(
+        self,
+        now: Row,
+        count: int,
+        live: Tensor | None,
+        slots: Tensor | None,
+        *,
+        over: Tensor | None,
+    ) -> Ended:
+        """Keep the rows `live` (all by default) and give everything back.
+
+        `over` marks those of them that only the budget ended; `None` stands for none.
+        """
+
+
+@final
+class Pages(Ledger):
+    """Every row copied once, to a place of its own."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.pages: list[tuple[Tensor, list[Tensor], int]] = []
+
+    @override
+    def write(self, now: Row, count: int, done: Tensor, slots: Tensor | None) -> None:
+        found = done.nonzero().squeeze(1)
+        place = found if slots is None else slots.index_select(0, found)
+        self.pages.append((place, [t.index_select(0, found) for t in now if t is not None], count))
+
+    @override
+    def close(
+        self,
+        now: Row,
+        count: int,
+        live: Tensor | None,
+        slots: Tensor | None,
+        *,
+        over: Tensor | None,
+    ) -> Ended:
+        if slots is not None:
+            live = torch.ones_like(slots, dtype=torch.bool) if live is None else live
+            self.write(now, count, live, slots)
+            if over is not None:
+                late = over.new_zeros(self.rows)
+                over = late.index_fill_(0, slots[over & live], True)
+            now = Row(*(None if t is None else t.new_empty(self.rows, *t.shape[1:]) for t in now))  # pyright: ignore
+        elif self.pages:
+            # whoever made these tensors may still hold them
+            now = Row(*(None if t is None else t.clone() for t in now))  # pyright: ignore
+        counts = torch.full_like(now.residual, count, dtype=torch.long)
+        for place, parts, then in self.pages:
+            for whole, part in zip(now, parts, strict=False):
+                assert whole is not None
+                whole.index_copy_(0, place, part)
+            counts.index_fill_(0, place, then)
+        if over is None and isfinite(float(now.residual.amax())):
+            return Ended(now, counts, torch.zeros_like(counts, dtype=torch.int8))
+        return Ended(now, counts, _codes(now.residual, over))
+
+
+@final
+class Sheet(Ledger):
+    """For a batch inside a function transform, whose rows cannot be told apart."""
+
+    def __init__(self) -> None:
+        self.row: Row | None = None
+        self.counts: Tensor | None = None
+
+    @override
+    def write(self, now: Row, count: int, done: Tensor | None, slots: Tensor | None) -> None:
+        now = Row(now.value, now.residual)
+        counts = torch.full_like(now.residual, count, dtype=torch.long)
+        if self.row is not None and self.counts is not None and done is not None:
+            column = done.reshape(-1, *[1] * (now.value.ndim - 1))
+            now = Row(
+                torch.where(column, now.value, self.row.value),
+                torch.where(done, now.residual, self.row.residual),
+            )
+            counts = torch.where(done, counts, self.counts)
+        self.row, self.counts = now, counts
+
+    @override
+    def close(
+        self,
+        now: Row,
+        count: int,
+        live: Tensor | None,
+        slots: Tensor | None,
+        *,
+        over: Tensor | None,
+    ) -> Ended:
+        self.write(now, count, live, slots)
+        assert self.row is not None
+        assert self.counts is not None
+        return Ended(self.row, self.counts, _codes(self.row.residual, over))
+
+
+def _codes(residual: Tensor, over: Tensor | None) -> Tensor:
+    code = torch.zeros_like(residual, dtype=torch.int8)
+    if over is not None:
+        code = code + over.to(torch.int8) * int(Status.BUDGET)
+    return code.masked_fill(~(residual < inf), Status.NONFINITE)
 
 
 def cut_rows(tree: Any, rows: Tensor) -> Any:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from wellposed.errors import CheckpointError
+from wellposed.files.atomic import digest, read_tensors, write_tensors
 from wellposed.training.averaging import Average
-from wellposed.training.files import digest, read_tensors, write_tensors
 from wellposed.training.meter import Sums
 from wellposed.training.optimisers import load_optimiser, optimiser_tensors
 

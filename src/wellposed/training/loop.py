@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import ceil, isfinite
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from wellposed.errors import ConfigError, NonConvergenceError
 from wellposed.training.averaging import Average
@@ -21,6 +21,7 @@ from wellposed.training.evaluation import accuracy
 from wellposed.training.interrupt import InterruptedRunError, first_interrupt
 from wellposed.training.meter import Meter, Sums
 from wellposed.training.metrics import MetricsFile
+from wellposed.training.objective import CrossEntropy, Objective
 from wellposed.training.optimisers import make_optimiser
 from wellposed.training.progress import Display
 from wellposed.training.recipe import Recipe
@@ -50,13 +51,14 @@ def fit(
     *,
     validation: Examples | None = None,
     penalty: Penalty | None = None,
+    objective: Objective | None = None,
     seed: int = 0,
     stamp: str = "",
     resume: bool = False,
     title: str = "training",
     display: Display | None = None,
 ) -> list[dict[str, float]]:
-    """Train a classifier by cross entropy; the model ends with its final (averaged) weights.
+    """Train a classifier; the model ends with its final (averaged) weights.
 
     Everything random is a function of `seed` or of the saved state, so a run that was stopped at
     any moment, be it by SIGKILL, and resumed ends with the same bits (on a CPU with the same
@@ -69,6 +71,7 @@ def fit(
         folder: Gets ``metrics.jsonl`` and ``checkpoint/``.
         validation: Held-out examples, looked at after every epoch; never the test part.
         penalty: Added to the loss.
+        objective: The loss; by default cross entropy with the recipe's label smoothing.
         seed: Of the order of the images, of augmentation and of anything random in the model.
         stamp: Digest of the configuration; a checkpoint of another one is refused.
         resume: Whether to go on from the checkpoint in `folder`, if there is one.
@@ -89,6 +92,7 @@ def fit(
     if not len(train):
         raise ConfigError("There are no training examples.")
     steps = ceil(len(train) / recipe.batch)
+    objective = objective or CrossEntropy(recipe.label_smoothing)
     torch.manual_seed(seed)
     optimiser = make_optimiser(model, recipe)
     average = Average(model, recipe.averaging) if recipe.averaging else None
@@ -102,7 +106,9 @@ def fit(
     with display, counted(model) as tally, first_interrupt() as flag:
         for epoch in range(position.epoch, recipe.epochs):
             meter = Meter(tally, position.sums)
-            run = _Epoch(trainee, recipe, train, penalty, meter, display, seed, epoch, steps)
+            run = _Epoch(
+                trainee, recipe, train, penalty, objective, meter, display, seed, epoch, steps
+            )
             done = position.step
             model.train()
             while done < steps:
@@ -118,7 +124,7 @@ def fit(
                     )
             row = {"epoch": epoch + 1, **meter.row(), "lr": run.rate(steps - 1)}
             if validation is not None:
-                row["validation_accuracy"] = _validate(model, average, validation)
+                row |= _validate(model, average, validation, objective)
                 tally.clear()
             metrics.add(row)
             position = Position(epoch + 1, 0, Sums(), [*position.rows, row])
@@ -142,6 +148,7 @@ class _Epoch:
     recipe: Recipe
     data: Examples
     penalty: Penalty | None
+    objective: Objective
     meter: Meter
     display: Display
     seed: int
@@ -192,8 +199,8 @@ class _Epoch:
             number = (self.seed * 1_000_003 + self.epoch) * 1_000_003 + step
             generator = torch.Generator().manual_seed(number % (1 << 63))
             inputs = shifted(inputs, recipe.shift, generator)
-        logits = trainee.model(inputs)
-        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        done = (self.epoch * self.steps + step) / (recipe.epochs * self.steps)
+        loss, logits = self.objective.loss(trainee.model, inputs, labels, done)
         extra = None
         total = loss
         if self.penalty is not None:
@@ -217,11 +224,14 @@ def _here(position: Position, epoch: int, step: int, meter: Meter) -> Position:
     return Position(epoch, step, meter.fold(), position.rows)
 
 
-def _validate(model: nn.Module, average: Average | None, validation: Examples) -> float:
-    if average is None:
-        return accuracy(model, validation)
-    with average.applied():
-        return accuracy(model, validation)
+def _validate(
+    model: nn.Module, average: Average | None, validation: Examples, objective: Objective
+) -> dict[str, float]:
+    with nullcontext() if average is None else average.applied():
+        return {
+            "validation_accuracy": accuracy(model, validation),
+            **objective.watched(model, validation),
+        }
 
 
 def _check_finite(loss: float, epoch: int) -> None:

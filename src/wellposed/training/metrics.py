@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, final
 
 from wellposed.errors import ConfigError
-from wellposed.training.files import write_atomic
+from wellposed.files.atomic import write_atomic
 
 Row = Mapping[str, float]
 

@@ -14,6 +14,7 @@ RECORDS = [
     Estimate("lipschitz", 0.1, "max", "max", "pairs", 7),
     Verdict("verified", 0.25, "box", 0.5),
     Verdict("falsified", -0.25, "pgd", 0.5, (0.1, -inf)),
+    Verdict("unknown", -inf, "branching", 9.5, None, {"boxes": -inf, "branching": -0.5}, 17, 400),
     Environment.here(),
 ]
 

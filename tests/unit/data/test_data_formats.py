@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wellposed.data import idx, jpeg, npz, webp
+from wellposed.data import idx, jpeg, webp
 from wellposed.errors import DataError
+from wellposed.files import npz
 
 RNG_SEED = 20_261_122
 

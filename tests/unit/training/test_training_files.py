@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from wellposed.errors import CheckpointError, DataError
+from wellposed.files.atomic import digest, read_tensors, write_atomic, write_json, write_tensors
 from wellposed.training import Recipe, files, fit, load_weights, save_weights
-from wellposed.training.files import digest, read_tensors, write_atomic, write_json, write_tensors
 
 STATE = "checkpoint/state.safetensors"
 

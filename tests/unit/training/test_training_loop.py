@@ -12,9 +12,9 @@ from wellposed.errors import (
     NonConvergenceWarning,
     ShapeError,
 )
+from wellposed.files.atomic import read_tensors
 from wellposed.training import Examples, InterruptedRunError, Penalty, Recipe, accuracy, fit
 from wellposed.training import loop as loop_module
-from wellposed.training.files import read_tensors
 from wellposed.training.loop import _Epoch
 
 

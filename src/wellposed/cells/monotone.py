@@ -1,0 +1,92 @@
+"""Monotone cells: affine cells with a strongly monotone ``I - A`` by construction."""
+
+from __future__ import annotations
+
+from math import isfinite, sqrt
+from typing import final
+
+import torch
+from torch import nn
+from typing_extensions import override
+
+from wellposed.cells.base import AffineCell
+from wellposed.cells.checks import check_cone, check_sizes
+from wellposed.core.activations import Activation, ReLU
+from wellposed.core.affine import Affine
+from wellposed.core.operators import Dense
+from wellposed.errors import ConfigError
+
+
+@final
+class MonotoneCell(AffineCell):
+    """Dense cell with ``(I - A) + (I - A)^T >= 2 margin I`` for any parameters [1].
+
+    ``A = (1 - margin - r) I - F^T F + S - S^T`` with ``F, S`` free and ``r >= 0`` just large enough
+    to absorb the rounding of the product. The equilibrium is unique and ``1 / margin``-Lipschitz in
+    the injection, in the 2-norm; the max norm need not contract, so plain iteration may diverge.
+    Operator splitting converges: `PeacemanRachford` and `DouglasRachford` for any positive steps
+    ``alpha_i``, in the 2-norm weighted by ``1 / alpha_i`` [2]; `ForwardBackward` needs a step below
+    ``2 margin / ||I - A||^2``, far less than its default. `Auto` was not seen to fail here either,
+    at up to twice the evaluations.
+
+    Args:
+        n_in: Length of the input.
+        n_state: Length of the state.
+        margin: Modulus of strong monotonicity, positive. The published 20 with all other
+            parameters multiplied by ``sqrt(20)`` or 20 is the same network.
+        activation: Slopes in [0, 1]; ReLU by default.
+        dtype: Of the parameters.
+
+    Raises:
+        ConfigError: The margin is not positive, or the activation leaves the cone.
+
+    References:
+        [1] Winston, Kolter. Monotone operator equilibrium networks. NeurIPS 2020. arXiv 2006.08591,
+        proposition 1.
+        [2] Lions, Mercier. Splitting algorithms for the sum of two nonlinear operators. SIAM J.
+        Numer. Anal. 16(6), 1979: one of the operators is strongly monotone and Lipschitz.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_state: int,
+        *,
+        margin: float = 1.0,
+        activation: Activation | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_sizes(n_in=n_in, n_state=n_state)
+        if not (margin > 0 and isfinite(margin)):
+            raise ConfigError(
+                f"`margin` must be positive and finite, got {margin}: the equilibrium is only "
+                "proved to exist for a strongly monotone `I - A`.",
+                hint="1 is a good choice.",
+            )
+        self.n_in, self.n_state, self.margin = n_in, n_state, float(margin)
+        self.activation = check_cone(activation or ReLU())
+        self.inject = nn.Linear(n_in, n_state, dtype=dtype)
+        self.F = nn.Parameter(torch.empty(n_state, n_state, dtype=dtype))
+        self.S = nn.Parameter(torch.empty(n_state, n_state, dtype=dtype))
+        for weight in (self.F, self.S):
+            nn.init.uniform_(weight, -1 / sqrt(n_state), 1 / sqrt(n_state))
+
+    @override
+    def explicit(self) -> Affine:
+        # mixed precision would lower the product, and with it the bound
+        with torch.autocast(self.F.device.type, enabled=False):
+            gram = self.F.mT @ self.F
+        skew = self.S - self.S.mT
+        # the product errs by at most n u |F|^T |F|, the sums by u times their terms; what is
+        # rounded in the skew part stays skew; the factor of 2 between u and eps is to spare
+        unit = (self.n_state + 8) * torch.finfo(gram.dtype).eps
+        size = self.F.square().sum() + torch.linalg.vector_norm(skew)
+        slack = unit * (size + abs(1 - self.margin))
+        diagonal = torch.diagonal(skew - gram) + ((1 - self.margin) - slack)
+        A = (skew - gram).diagonal_scatter(diagonal)
+        return Affine(Dense(A), Dense(self.inject.weight), self.inject.bias, self.activation)
+
+    @override
+    def extra_repr(self) -> str:
+        return f"{self.n_in}, {self.n_state}, margin={self.margin}, {self.activation.name}"
