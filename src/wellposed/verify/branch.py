@@ -64,6 +64,8 @@ def branch(
         )
     if gap is not None and not gap > 0:
         raise ConfigError(f"`gap` must be positive, got {gap}.")
+    if not len(rows.offset):
+        return ()
     search = _Search(problem, rows, budget or Budget(), gap, every)
     try:
         search.run()

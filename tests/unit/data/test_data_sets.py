@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from wellposed.data import IMAGE_SETS, ImageSet, describe, jpeg, load_images, npz
+from wellposed.data import IMAGE_SETS, ImageSet, describe, jpeg, load_images
 from wellposed.data.folders import checkouts, locate, search_folders
+from wellposed.files import npz
 
 SIZES = {
     "mnist": (60_000, 10_000, (1, 28, 28), 10),

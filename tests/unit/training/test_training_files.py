@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from wellposed.errors import CheckpointError, DataError
+from wellposed.files import atomic as files
 from wellposed.files.atomic import digest, read_tensors, write_atomic, write_json, write_tensors
-from wellposed.training import Recipe, files, fit, load_weights, save_weights
+from wellposed.training import Recipe, fit, load_weights, save_weights
 
 STATE = "checkpoint/state.safetensors"
 

@@ -278,4 +278,5 @@ def test_folding_matches_the_rows():
     m = folded_margins(head, box, torch.tensor([1, 2]))
     row = head.weight[1] - head.weight[3]
     best = torch.where(row > 0, box.lower[0], box.upper[0])
-    assert float(m[0, 3]) == pytest.approx(float(row @ best + head.bias[1] - head.bias[3]))
+    exact = row @ best + head.bias[1] - head.bias[3]
+    assert float(m[0, 3].detach()) == pytest.approx(float(exact.detach()))

@@ -14,7 +14,7 @@ from wellposed.errors import (
 )
 from wellposed.files.atomic import read_tensors
 from wellposed.training import Examples, InterruptedRunError, Penalty, Recipe, accuracy, fit
-from wellposed.training import loop as loop_module
+from wellposed.training import objective as objective_module
 from wellposed.training.loop import _Epoch
 
 
@@ -159,12 +159,12 @@ def test_nothing_to_train_on(make_model, recipe, tmp_path):
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
     make_model, examples, recipe, tmp_path, monkeypatch
 ):
-    original = loop_module.F.cross_entropy
+    original = objective_module.F.cross_entropy
 
     def broken(logits, labels, **options):
         return original(logits, labels, **options) * torch.nan
 
-    monkeypatch.setattr(loop_module.F, "cross_entropy", broken)
+    monkeypatch.setattr(objective_module.F, "cross_entropy", broken)
     with (
         pytest.warns(NonConvergenceWarning, match="Adjoint"),
         pytest.raises(NonConvergenceError, match="Training diverged in epoch 1") as caught,

@@ -242,6 +242,12 @@ def test_a_wide_interval_of_bounds_changes_nothing_but_the_work(case):
     assert [a.status for a in answers] == ["verified"] * net.q
 
 
+def test_no_question_has_no_answer(case):
+    net, _, held = case
+    nothing = torch.zeros(0, dtype=torch.long)
+    assert branch(held, output_rows(net).select(nothing), BUDGET) == ()
+
+
 def test_bad_input():
     net, region, held = made(NETS[0])
     with pytest.raises(ConfigError):

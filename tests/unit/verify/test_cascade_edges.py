@@ -135,7 +135,7 @@ def test_ctrl_c_keeps_what_is_decided(at: int, monkeypatch: pytest.MonkeyPatch) 
     sizes = torch.tensor([0.001, 0.4] * 4)[:, None]
     region = Box.around(x, sizes).clip(0, 1)
     whole = verify(network, x, y, region, budget=SMALL)
-    monkeypatch.setattr(cascade, "branch", Breaking(cascade.branch, at))
+    monkeypatch.setattr(cascade, "decide", Breaking(cascade.decide, at))
     found = verify(network, x, y, region, budget=SMALL)
     assert len(found.verdicts) == 8
     assert found.counts["unknown"] > 0
