@@ -45,7 +45,7 @@ def decide(
     spent = sum(a.nodes for a in first)
     if over or budget.seconds <= 0 or spent >= budget.nodes:
         return first, problem
-    rest = budget.seconds - (perf_counter() - start)
+    rest = max(0.0, budget.seconds - (perf_counter() - start))
     share = replace(
         budget, seconds=_SECOND * rest, nodes=math.ceil(_SECOND * (budget.nodes - spent))
     )
@@ -53,7 +53,7 @@ def decide(
     spent += sum(guess.nodes for guess in guesses)
     better = replace(problem, scope=scope)
     rest = max(0.0, budget.seconds - (perf_counter() - start))
-    again = replace(budget, seconds=rest, nodes=budget.nodes - spent)
+    again = replace(budget, seconds=rest, nodes=max(0, budget.nodes - spent))
     second = branch(better, rows.select(left), again, every=every)
     answers = list(first)
     for k, answer in zip(left.tolist(), second, strict=True):

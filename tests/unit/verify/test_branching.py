@@ -17,6 +17,7 @@ from wellposed.errors import ConfigError, ShapeError
 from wellposed.verify import branch as module
 from wellposed.verify.bounding import Ascent
 from wellposed.verify.branch import Budget, branch
+from wellposed.verify.deciding import decide
 from wellposed.verify.exact import Programme
 from wellposed.verify.extreme import Inputs
 from wellposed.verify.reduced import Reduced
@@ -263,3 +264,10 @@ def test_bad_input():
     reduced = Reduced.of(net, Box(held.scope.lower[0], held.scope.upper[0]))
     with pytest.raises(ConfigError, match="one box"):
         Programme(reduced, region)
+
+
+@pytest.mark.parametrize("seconds", [1e-9, 1e-4])
+def test_a_budget_that_the_first_search_overdraws_ends_without_an_error(case, seconds):
+    net, _, held = case
+    answers, _ = decide(held, output_rows(net), Budget(seconds=seconds, batch=4))
+    assert {a.status for a in answers} <= {"verified", "falsified", "unknown"}
