@@ -117,6 +117,7 @@ def verified_metrics(content: Any) -> dict[str, float]:
         out[f"certified_accuracy_boxes{at}"] = up_to(e["certified_by"], "boxes")
         out[f"certified_accuracy_before_branching{at}"] = up_to(e["certified_by"], "tightening")
         out[f"not_falsified{at}"] = e["not_falsified"]
+        out[f"undecided{at}"] = _share(e["counts"]["unknown"], e["samples"])
         out[f"verified_images{at}"] = e["samples"]
         if e["pgd"] is not None:
             out[f"pgd_accuracy{at}"] = e["pgd"]
