@@ -23,6 +23,8 @@ from wellposed.certify.majorant import Majorant as Majorant
 from wellposed.certify.majorant import Maximum as Maximum
 from wellposed.certify.majorant import Rearrangement as Rearrangement
 from wellposed.certify.majorant import Slopes as Slopes
+from wellposed.certify.margins import box_certified as box_certified
+from wellposed.certify.margins import box_margins as box_margins
 from wellposed.certify.penalty import lipschitz_penalty as lipschitz_penalty
 from wellposed.certify.penalty import spread as spread
 from wellposed.certify.penalty import surrogate_penalty as surrogate_penalty
