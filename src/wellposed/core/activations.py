@@ -9,7 +9,7 @@ max-norm equilibrium networks asks for; GELU and SiLU leave that interval and sa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, pi, sqrt
+from math import inf
 from typing import ClassVar, final
 
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
+from wellposed.core.dipped import GELU as GELU
+from wellposed.core.dipped import SiLU as SiLU
 from wellposed.core.peel import plain
 from wellposed.core.scalar import Activation as Activation
 from wellposed.errors import ConfigError
@@ -192,73 +194,15 @@ class ELU(_Convex):
         return torch.exp(torch.clamp(v, max=0))
 
 
-@dataclass(frozen=True)
-class _Dipped(Activation):
-    """Decreasing up to `argmin`, then increasing; its slopes are bounded by the global ones."""
-
-    argmin: ClassVar[float]
-    minimum: ClassVar[float]
-
-    @override
-    def image(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        at_lower, at_upper = self(lower), self(upper)
-        dips = (lower < self.argmin) & (upper > self.argmin)
-        low = torch.where(dips, self.minimum, torch.minimum(at_lower, at_upper))
-        return low, torch.maximum(at_lower, at_upper)
-
-    @override
-    def slope_range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        low, high = self.slopes
-        # right of the minimiser the function increases; further detail is not needed for soundness
-        rising = lower >= self.argmin + 1e-6
-        return torch.where(rising, torch.zeros_like(lower), low), torch.full_like(upper, high)
-
-
-@final
-@dataclass(frozen=True)
-class GELU(_Dipped):
-    """``v Phi(v)`` with the normal distribution function Phi."""
-
-    name: ClassVar[str] = "gelu"
-    argmin: ClassVar[float] = -0.7517915950
-    minimum: ClassVar[float] = -0.16997121
-
-    @property
-    @override
-    def slopes(self) -> tuple[float, float]:
-        return -0.128905, 1.128905
-
-    @override
-    def __call__(self, v: Tensor) -> Tensor:
-        return F.gelu(v)
-
-    @override
-    def slope(self, v: Tensor) -> Tensor:
-        return torch.special.ndtr(v) + v * torch.exp(-v * v / 2) / sqrt(2 * pi)
-
-
-@final
-@dataclass(frozen=True)
-class SiLU(_Dipped):
-    """``v / (1 + exp(-v))``."""
-
-    name: ClassVar[str] = "silu"
-    argmin: ClassVar[float] = -1.2784645428
-    minimum: ClassVar[float] = -0.27846455
-
-    @property
-    @override
-    def slopes(self) -> tuple[float, float]:
-        return -0.099841, 1.099841
-
-    @override
-    def __call__(self, v: Tensor) -> Tensor:
-        return F.silu(v)
-
-    @override
-    def slope(self, v: Tensor) -> Tensor:
-        s = torch.sigmoid(v)
-        return s * (1 + v * (1 - s))
+def flat_slope(phi: Activation) -> float | None:
+    """``s`` where ``phi(v) = max(v, s v)``, the slope left of its one kink; `None` elsewhere."""
+    match phi:
+        case ReLU():
+            return 0.0
+        case LeakyReLU():
+            return phi.negative_slope
+        case _:
+            return None
 
 
 ACTIVATIONS: dict[str, type[Activation]] = {

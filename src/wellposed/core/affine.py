@@ -26,6 +26,8 @@ class Affine:
         activation: ``phi``.
         witness: Weights ``eta`` of the max norm in which the parametrisation claims contraction,
             broadcastable against a state. A hint only: every rule measures for itself.
+        metric: Diagonal ``Lam`` with which the parametrisation claims that ``Lam (I - A)`` is
+            strongly monotone, broadcastable against a state. A hint as well.
         canonical_form: Whether the diagonal of ``A`` is zero and ``gain`` is in force.
         feedback: ``a`` of the resolved activation (see `AffineMap`), canonical form only.
     """
@@ -37,6 +39,7 @@ class Affine:
     witness: Tensor | None = None
     feedback: Tensor | None = None
     canonical_form: bool = False
+    metric: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not self.A.square or self.B.out_shape != self.A.out_shape:
@@ -64,7 +67,7 @@ class Affine:
         a, rest = self.A.diagonal(), self.A.off_diagonal()
         check_feedback(a, self.activation)
         if not isinstance(self.activation, ReLU):
-            return replace(self, A=rest, feedback=a, canonical_form=True)
+            return replace(self, A=rest, feedback=a, canonical_form=True, metric=None)
         scale = 1 / (1 - a)
         return replace(
             self,
@@ -72,6 +75,7 @@ class Affine:
             B=self.B.scale_rows(scale),
             bias=self.bias * scale,
             canonical_form=True,
+            metric=None if self.metric is None else self.metric / scale,
         )
 
     def contraction(self) -> Contraction:
@@ -92,4 +96,5 @@ class Affine:
             bias=change(self.bias),
             witness=None if self.witness is None else change(self.witness),
             feedback=None if self.feedback is None else change(self.feedback),
+            metric=None if self.metric is None else change(self.metric),
         )

@@ -14,7 +14,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from wellposed.core.activations import Activation, LeakyReLU, ReLU
+from wellposed.core.activations import Activation, ReLU, flat_slope
 from wellposed.errors import NotCertifiableError, ShapeError
 
 
@@ -32,6 +32,8 @@ class Network:
         D: From inputs straight to outputs, shape (q, d); zero if absent.
         activation: ``phi``, elementwise.
         linear: Neurons whose ``phi`` is the identity, shape (n,), boolean; none if absent.
+        metric: Diagonal ``Lam`` with which the parametrisation claims that ``Lam (I - W)`` is
+            strongly monotone, shape (n,); a hint, which is no part of the network.
 
     Raises:
         ShapeError: The shapes do not fit.
@@ -46,6 +48,7 @@ class Network:
     D: Tensor
     activation: Activation
     linear: Tensor
+    metric: Tensor | None = None
 
     @classmethod
     def of(
@@ -59,6 +62,7 @@ class Network:
         D: Tensor | None = None,
         activation: Activation | None = None,
         linear: Tensor | None = None,
+        metric: Tensor | None = None,
     ) -> Network:
         """A network from weights of any precision, detached and brought to float64 exactly."""
         given = {"W": W, "U": U, "b": b, "C": C, "c": c}
@@ -81,7 +85,8 @@ class Network:
                 )
             if not bool(torch.isfinite(tensor).all()):
                 raise NotCertifiableError(f"`{name}` has NaN or infinite entries.")
-        return cls(**held, activation=activation or ReLU(), linear=mask)
+        hint = None if metric is None else metric.detach().cpu().double().expand(n)
+        return cls(**held, activation=activation or ReLU(), linear=mask, metric=hint)
 
     @property
     def n(self) -> int:
@@ -105,17 +110,13 @@ class Network:
         Raises:
             NotCertifiableError: The activation is not of this form.
         """
-        match self.activation:
-            case ReLU():
-                s = 0.0
-            case LeakyReLU():
-                s = self.activation.negative_slope
-            case _:
-                raise NotCertifiableError(
-                    f"`{self.activation.name}` is not piecewise linear with one kink at zero.",
-                    hint="complete verification covers ReLU and leaky ReLU; linear bounds and "
-                    "boxes cover the others.",
-                )
+        s = flat_slope(self.activation)
+        if s is None:
+            raise NotCertifiableError(
+                f"`{self.activation.name}` is not piecewise linear with one kink at zero.",
+                hint="complete verification covers ReLU and leaky ReLU; linear bounds and "
+                "boxes cover the others.",
+            )
         # two numbers alone would meet in the default dtype and round the slope to float32
         return torch.where(self.linear, torch.ones(self.n, dtype=torch.float64), s)
 

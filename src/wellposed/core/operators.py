@@ -91,6 +91,11 @@ class Operator(ABC):
         """How many products are summed, at the most, in one component of the result."""
         return self.weight[0].numel()
 
+    @property
+    def adjoint_terms(self) -> int:
+        """How many products are summed, at the most, in one component of the adjoint."""
+        return self.weight[:, 0].numel()
+
     def materialise(self) -> Tensor:
         """The matrix of shape (prod(out_shape), prod(in_shape)); for tests and small states."""
         n = prod(self.in_shape)

@@ -127,7 +127,7 @@ class Verdict(Record):
         margin: A proved lower bound of the smallest margin if verified, the witness's margin if
             falsified, the best bound found otherwise.
         method: What decided.
-        seconds: Time spent.
+        seconds: CPU time spent; a `Budget` is wall time.
         witness: A counter-example, flattened.
         bounds: Lower bound of the smallest margin that each method reached, by its name.
         unstable: Neurons whose phase was open under the best preactivation bounds; `None` where no

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from wellposed.core.maps import AffineMap, LinearMap, Map
+from wellposed.core.maps import AffineMap, LinearMap, Map, Transpose
 from wellposed.solvers.base import Solution, Stopping
 from wellposed.solvers.krylov import LinearSolver
 
@@ -68,7 +68,14 @@ def _affine(
         turned = operator.with_weight(weight)
         return lambda w, rhs: torch.addcmul(rhs, turned.adjoint(w), d)
 
-    linear = LinearMap(transposed, slopes * g, (operator.weight, slopes), (False, True), fuse=fused)
+    linear = LinearMap(
+        transposed,
+        slopes * g,
+        (operator.weight, slopes),
+        (False, True),
+        fuse=fused,
+        form=Transpose(operator, map_.memo) if map_.raw else None,
+    )
     found = solver.solve(linear, stopping)
     flow = found.value
     out: list[Tensor | None] = [

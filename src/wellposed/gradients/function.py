@@ -26,6 +26,7 @@ from wellposed.solvers.auto import Auto
 from wellposed.solvers.base import AdjointReport, Solution, Stopping, describe, solve_with_image
 from wellposed.solvers.krylov import LinearSolver
 from wellposed.solvers.picard import Jacobi
+from wellposed.solvers.transposed import Transposed
 
 _HALF_RTOL = 1e-2
 
@@ -128,7 +129,9 @@ def attach_equation(problem: Problem, adjoint: Adjoint) -> Solution:
     """Solve and put the value on the tape by implicit differentiation."""
     # the adjoint is best conditioned on the canonical form, whatever form the solver iterates;
     # with the diagonal kept apart its derivatives cost the least
-    map_ = problem.map_.resolved()
+    # (a splitting has the inverse of the map as it was given, and its own way with slopes)
+    split = isinstance(adjoint.solver, Transposed) and _given(problem.map_)
+    map_ = problem.map_ if split else problem.map_.resolved()
     report = AdjointReport()
     # these iterate the canonical form, which need not be formed twice;
     # a transform hands the Function other numbers than those that the given form holds
@@ -139,6 +142,10 @@ def attach_equation(problem: Problem, adjoint: Adjoint) -> Solution:
     found = node.take()
     assert found is not None
     return replace(found, value=value, adjoint=report if adjoint.report else None)
+
+
+def _given(map_: Map) -> bool:
+    return isinstance(map_, AffineMap) and map_.raw
 
 
 class FixedPoint(torch.autograd.Function):
@@ -243,7 +250,8 @@ def _apply(node: Equation, start: Tensor, tensors: tuple[Tensor, ...]) -> Tensor
 
 
 def _function(map_: Map) -> Callable[..., Tensor]:
-    return lambda z, *tensors: map_.with_tensors(tensors)(z)
+    # a map that is given to a splitting keeps its diagonal until here
+    return lambda z, *tensors: map_.with_tensors(tensors).resolved()(z)
 
 
 def _stopping(node: Equation, z: Tensor) -> Stopping:

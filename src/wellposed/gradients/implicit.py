@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import final
 
 from typing_extensions import override
@@ -11,8 +11,10 @@ from wellposed.errors import ConfigError
 from wellposed.gradients.base import Gradient, Problem
 from wellposed.gradients.closure import attach_closure, captures
 from wellposed.gradients.function import Adjoint, attach_equation
-from wellposed.solvers.base import Solution
+from wellposed.solvers.base import Solution, Solver
 from wellposed.solvers.krylov import LinearSolver, Stationary
+from wellposed.solvers.splitting import Reflected
+from wellposed.solvers.transposed import Transposed
 
 
 @final
@@ -26,12 +28,13 @@ class Implicit(Gradient):
     only; the second raises `HigherOrderError`.
 
     Args:
-        adjoint: Solves the linear adjoint equation.
+        adjoint: Solves the linear adjoint equation; `None` takes the transposed splitting if the
+            forward solver is one, and `Stationary` for every other.
         rtol: Relative tolerance of that solve; `None` takes a tenth of the forward tolerance.
         max_evaluations: Budget of vector-Jacobian products a sample.
     """
 
-    adjoint: LinearSolver = field(default_factory=Stationary)
+    adjoint: LinearSolver | None = None
     rtol: float | None = None
     max_evaluations: int = 2000
 
@@ -43,7 +46,12 @@ class Implicit(Gradient):
 
     @override
     def attach(self, problem: Problem) -> Solution:
-        adjoint = Adjoint(self.adjoint, self.rtol, self.max_evaluations)
+        chosen = _suited(problem.solver) if self.adjoint is None else self.adjoint
+        adjoint = Adjoint(chosen, self.rtol, self.max_evaluations)
         if captures(problem):
             return attach_closure(problem, adjoint)
         return attach_equation(problem, adjoint) if problem.differentiable else problem.run()
+
+
+def _suited(solver: Solver) -> LinearSolver:
+    return Transposed(solver) if isinstance(solver, Reflected) else Stationary()

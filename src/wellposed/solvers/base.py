@@ -10,10 +10,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, prod, sqrt
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from wellposed.core.maps import Map
 from wellposed.core.peel import plain, wrapped
@@ -69,6 +70,10 @@ class Shared:
 
 class Solver(ABC):
     """Proposes iterates. A frozen value: it never changes and holds nothing of a solve."""
+
+    stride: ClassVar[int] = 1
+    """Residuals are looked at after every so many iterations. Above 1 the solver does without the
+    map's value, and the map is evaluated for these looks only."""
 
     def prepare(self, map_: Map) -> Map:
         """The map that is iterated and whose residual is reported; it has the same fixed points."""
@@ -234,11 +239,16 @@ def _iterate(
     apart = not any(map(wrapped, (z, *work.tensors)))
     compact = work.batched is not None and apart
     z, work, slots, pending = _fill(z, work) if compact else (z, work, None, None)
+    columns = z.shape[1] if z.ndim == 2 else 0
+    wider = work.widened() if apart and columns else None
+    if wider is not None:
+        # the zeros stay zeros and add nothing to a norm
+        z, work = functional.pad(z, (0, wider.tensors[1].shape[1] - columns)), wider
     ledger: Ledger = Pages(rows) if apart else Sheet()
     waiting, entered = rows, 0
     state = solver.init(work, z)
     # norms are compared unscaled: the common iteration is two norms, a difference, a test, a count
-    unit = 1 / (sqrt(max(prod(z.shape[1:]), 1)) * solver.damping(map_))
+    unit = 1 / (sqrt(max(prod(start.shape[1:]), 1)) * solver.damping(map_))
     slack, floor = rtol * solver.damping(map_), atol / unit
     wide = torch.float32 if z.dtype in (torch.float16, torch.bfloat16) else None
     axes = tuple(range(1, z.ndim))
@@ -246,18 +256,21 @@ def _iterate(
 
     while True:
         count += 1
+        look = count in (following, limit)
+        if solver.stride > 1 and not look and watch is None:
+            z, state = solver.propose(work, z, z, state)
+            continue
         fz = work(z)
         if fz.dtype != z.dtype or fz.shape != z.shape:
             fz = _as_state(fz, z)
-        look = count in (following, limit)
         if not look and watch is None:
             z, state = solver.propose(work, z, fz, state)
             continue
         distance = torch.linalg.vector_norm(fz - z, dim=axes, dtype=wide)
         if watch is not None:
-            watch(z, distance * unit)
+            watch(z if wider is None else z[:, :columns], distance * unit)
         if look:
-            following = _next_look(count)
+            following = _next_look(count, solver.stride)
             size = torch.linalg.vector_norm(fz, dim=axes, dtype=wide)
             # NaN compares false, as does the difference of two infinities: they end a sample too
             going = torch.sub(distance, size, alpha=slack) > floor
@@ -282,17 +295,21 @@ def _iterate(
                 entered = count
                 pending = None if waiting == room else pending
         z, state = solver.propose(work, z, fz, state)
-    return Solution(row.value, row.residual * unit, evaluations, status, kept), row.image
+    value, fz = row.value, row.image
+    if wider is not None:
+        value = value[:, :columns].contiguous()
+        fz = None if fz is None else fz[:, :columns].contiguous()
+    return Solution(value, row.residual * unit, evaluations, status, kept), fz
 
 
-def _next_look(count: int) -> int:
+def _next_look(count: int, stride: int = 1) -> int:
     """The evaluation after which residuals are looked at next.
 
-    After each of the first 64, then ever more rarely, so that about a twentieth of the evaluations
-    at most is made in vain. The count alone decides: what a sample returns must not depend on its
-    batch mates. The stride is odd, for methods whose steps alternate between two kinds.
+    After each of the first 64 (each `stride`-th), then ever more rarely: a twentieth of the
+    evaluations at most is made in vain. The count alone decides, as what a sample returns must not
+    depend on its batch mates. The stride is odd, for methods whose steps alternate between two.
     """
-    return count + (count // 24 | 1 if count >= 64 else 1)
+    return count + max(stride, count // 24 | 1 if count >= 64 else 1)
 
 
 def _worthwhile(z: Tensor, room: int, since: int) -> bool:

@@ -12,6 +12,7 @@ from typing_extensions import override
 from wellposed.core.maps import Map
 from wellposed.solvers.anderson import check_window
 from wellposed.solvers.base import Solver
+from wellposed.solvers.rows import put_rows
 from wellposed.solvers.safeguard import Guard, judge
 
 GROWTH = 1e4
@@ -79,7 +80,13 @@ class Broyden(Solver):
 
 
 def quasi_newton(
-    z: Tensor, fz: Tensor, memory: Steps | None, length: int, *, safeguard: bool = True
+    z: Tensor,
+    fz: Tensor,
+    memory: Steps | None,
+    length: int,
+    *,
+    safeguard: bool = True,
+    plainly: Tensor | None = None,
 ) -> tuple[Tensor, Steps]:
     """One Broyden step: the next iterate and the memory.
 
@@ -92,6 +99,7 @@ def quasi_newton(
         memory: Of the steps before; `None` at the first.
         length: How many steps are remembered.
         safeguard: See `Broyden`.
+        plainly: Samples that take a plain step all the same; `None` stands for none.
     """
     dtype = z.dtype if z.dtype in (torch.float32, torch.float64) else torch.float32
     image = fz.flatten(1).to(dtype)
@@ -119,19 +127,26 @@ def quasi_newton(
         rest = torch.where(rest.abs() < SINGULAR, SINGULAR, rest)
         step = step / rest[:, None]
         out = point + step
-    plain_steps = resting if refused is None else refused
-    if refused is not None and resting is not None:
-        plain_steps = refused | resting
-    if plain_steps is not None:
-        if resting is not None:
-            step = torch.where(resting[:, None], residual, step)
-            out = torch.where(resting[:, None], image, out)
-        if refused is not None:
-            step = torch.where(refused[:, None], last_residual, step)
-            out = torch.where(refused[:, None], last_image, out)
-            residual = torch.where(refused[:, None], last_residual, residual)
-            image = torch.where(refused[:, None], last_image, image)
-        inverses = tuple(torch.where(plain_steps, 0.0, inverse) for inverse in inverses)
+    resting = _either(resting, plainly)
+    if refused is not None and plainly is not None:
+        refused = refused & ~plainly
+    forgetful = _either(resting, refused)
+    if resting is not None:
+        step = put_rows(step, resting, residual)
+        out = put_rows(out, resting, image)
+    if refused is not None:
+        step = put_rows(step, refused, last_residual)
+        out = put_rows(out, refused, last_image)
+        residual = put_rows(residual, refused, last_residual)
+        image = put_rows(image, refused, last_image)
+    if forgetful is not None:
+        inverses = tuple(torch.where(forgetful, 0.0, inverse) for inverse in inverses)
     inverse = torch.linalg.vecdot(step, step).clamp_min(tiny).reciprocal()
     kept = Steps((*steps, step), (*inverses, inverse), residual, image, guard)
     return out.reshape(z.shape).to(z.dtype), kept
+
+
+def _either(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first | second

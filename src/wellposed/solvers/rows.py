@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from wellposed.core.peel import wrapped
 from wellposed.solvers.status import Status
 
 
@@ -155,3 +156,12 @@ def cut_rows(tree: Any, rows: Tensor) -> Any:
         cut = [cut_rows(branch, rows) for branch in tree]
         return type(tree)(*cut) if hasattr(tree, "_fields") else tuple(cut)
     return tree
+
+
+def put_rows(whole: Tensor, rows: Tensor, source: Tensor) -> Tensor:
+    """`whole` with the rows marked by the mask `rows` taken from `source`; both (samples, n)."""
+    if wrapped(whole) or wrapped(rows) or wrapped(source):
+        return torch.where(rows[:, None], source, whole)
+    # `where` with a column takes two to four times as long as this copy
+    found = rows.nonzero().squeeze(1)
+    return whole.index_copy(0, found, source.index_select(0, found)) if len(found) else whole

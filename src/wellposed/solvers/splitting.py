@@ -15,14 +15,17 @@ References:
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import NamedTuple, final
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from wellposed.core.activations import resolvent
+from wellposed.core import fourier as fourier  # registers inverses of convolutions
+from wellposed.core.activations import ReLU, resolvent
+from wellposed.core.inverse import Inverse, Memo, inverse_of
 from wellposed.core.maps import AffineMap, Map
 from wellposed.core.operators import Convolution, Dense, Operator
 from wellposed.errors import ConfigError
@@ -57,14 +60,16 @@ class ForwardBackward(Solver):
         if self.per_neuron:
             return map_.canonical()
         raw = _without_feedback(map_)
-        alpha = _step(raw, self.alpha, certified=self.certified)
+        alpha = _step(raw.operator, self.alpha, certified=self.certified)
         return forward_backward_map(raw, raw.offset.new_tensor((alpha - 1) / alpha))
 
     @override
     def damping(self, map_: Map) -> float:
         if self.per_neuron:
             return 1.0
-        return min(_step(_without_feedback(map_), self.alpha, certified=self.certified), 1.0)
+        return min(
+            _step(_without_feedback(map_).operator, self.alpha, certified=self.certified), 1.0
+        )
 
     @override
     def propose(self, map_: Map, z: Tensor, fz: Tensor, state: None) -> tuple[Tensor, None]:
@@ -72,27 +77,27 @@ class ForwardBackward(Solver):
 
 
 class Splitting(NamedTuple):
-    """Memory of the two reflected methods.
+    """Memory of the reflected methods.
 
     Args:
-        point: The governing iterate ``u``, one row a sample.
-        inverse: ``(I + [alpha] (I - A))^-1``, transposed.
-        steps: ``alpha_i``.
+        point: The governing iterate ``u``, one row a sample, in the space of the inverse.
+        value: ``prox(u)``, there as well.
+        push: What the other operator contributes: ``[alpha] q``.
+        inverse: ``(I + [alpha] (I - A))^-1``.
     """
 
     point: Tensor
+    value: Tensor
+    push: Tensor
     inverse: Shared
-    steps: Shared
 
 
-@final
 @dataclass(frozen=True)
-class PeacemanRachford(Solver):
-    """Peaceman-Rachford splitting: both reflected resolvents in turn; dense operators only.
+class Reflected(Solver):
+    """Both reflected resolvents in turn; the inverse is computed once for each weights, in float64.
 
-    With ``h = 2 z - u``: ``y = (I + [alpha](I - A))^-1 (h + [alpha] q)``, ``u <- 2 y - h``,
-    ``z <- prox(u)``. Factor ``(1 - alpha c)/(1 + alpha c)``, ``c = 1 - mu``; with diagonal steps
-    ``g / (2 - g)`` where ``g`` is Jacobi's. The inverse is computed once a solve, in float64.
+    With ``h = 2 z - u``: ``y = (I + [alpha](I - A))^-1 (h + [alpha] q)``,
+    ``u <- u + weight (2 y - h - u)``, ``z <- prox(u)``.
 
     Args:
         alpha: Step; `None` takes the certified diagonal steps ``1 / (1 - a_ii)``.
@@ -101,9 +106,16 @@ class PeacemanRachford(Solver):
 
     alpha: float | None = None
     certified: bool = True
+    # the map costs as much as a step does, and a step does not need it
+    stride: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         _check_alpha(self.alpha)
+
+    @property
+    @abstractmethod
+    def weight(self) -> float:
+        """How far the governing iterate moves: 1 is the whole reflected step."""
 
     @override
     def prepare(self, map_: Map) -> Map:
@@ -111,18 +123,72 @@ class PeacemanRachford(Solver):
 
     @override
     def init(self, map_: Map, z: Tensor) -> Splitting:
-        return _begin(map_, z, self.alpha, certified=self.certified)
+        assert isinstance(map_, AffineMap)
+        inverse = self.inverse(map_.operator, map_.memo)
+        # the point whose proximal map is z if z is the solution: a warm start is kept
+        point = inverse.enter(z + inverse.steps * (map_.operator.apply(z, map_.offset) - z))
+        push = inverse.enter(inverse.steps * map_.offset)
+        return Splitting(point, _prox(map_, point, inverse), push, Shared(inverse))
 
     @override
     def propose(
         self, map_: Map, z: Tensor, fz: Tensor, state: Splitting
     ) -> tuple[Tensor, Splitting]:
-        return _reflect(map_, state, 1.0)
+        assert isinstance(map_, AffineMap)
+        inverse: Inverse = state.inverse.value
+        step = inverse.apply(torch.add(state.push, state.value, alpha=2) - state.point)
+        point = torch.add(state.point, step - state.value, alpha=2 * self.weight)
+        value = _prox(map_, point, inverse)
+        return inverse.leave(value), Splitting(point, value, state.push, state.inverse)
+
+    def inverse(self, operator: Operator, memo: Memo) -> Inverse:
+        """``(I + [alpha] (I - A))^-1`` with the steps in force.
+
+        Raises:
+            ConfigError: No step is certified, or the operator has no inverse here.
+        """
+
+        def make() -> Inverse:
+            a = operator.diagonal()
+            if self.alpha is not None:
+                steps = torch.full_like(a, _step(operator, self.alpha, certified=self.certified))
+            elif bool((a < 1).all()):
+                steps = 1 / (1 - a)
+            else:
+                raise ConfigError("Splitting needs diagonal entries of A below 1.")
+            return inverse_of(operator, steps)
+
+        return memo.get(operator, (self.alpha, self.certified), make)
 
 
 @final
-@dataclass(frozen=True)
-class DouglasRachford(Solver):
+class PeacemanRachford(Reflected):
+    """Peaceman-Rachford splitting: the whole reflected step.
+
+    With ``h = 2 z - u``: ``y = (I + [alpha](I - A))^-1 (h + [alpha] q)``, ``u <- 2 y - h``,
+    ``z <- prox(u)``. In a max norm in which ``A`` has logarithmic norm ``mu < 1`` the factor is
+    ``(1 - alpha c)/(1 + alpha c)``, ``c = 1 - mu``; with diagonal steps ``g / (2 - g)`` where ``g``
+    is Jacobi's. If ``I - A`` is ``m``-strongly monotone in the 2-norm and ``L`` is its norm, every
+    positive step converges, a single one with factor ``sqrt(1 - 4 alpha m / (1 + alpha L)^2)``,
+    diagonal ones in the 2-norm weighted by ``1 / alpha_i`` [2].
+
+    Args:
+        alpha: Step; `None` takes the certified diagonal steps ``1 / (1 - a_ii)``.
+        certified: Whether a step above ``1 / (1 - min_i a_ii)`` is refused.
+
+    References:
+        [2] Lions, Mercier. Splitting algorithms for the sum of two nonlinear operators. SIAM J.
+        Numer. Anal. 16(6), 1979.
+    """
+
+    @property
+    @override
+    def weight(self) -> float:
+        return 1.0
+
+
+@final
+class DouglasRachford(Reflected):
     """Douglas-Rachford splitting: Peaceman-Rachford averaged with the identity by one half.
 
     Factor ``1 / (1 + alpha c)``; slower, but it converges without strong monotonicity.
@@ -132,25 +198,10 @@ class DouglasRachford(Solver):
         certified: Whether a step above ``1 / (1 - min_i a_ii)`` is refused.
     """
 
-    alpha: float | None = None
-    certified: bool = True
-
-    def __post_init__(self) -> None:
-        _check_alpha(self.alpha)
-
+    @property
     @override
-    def prepare(self, map_: Map) -> Map:
-        return _without_feedback(map_)
-
-    @override
-    def init(self, map_: Map, z: Tensor) -> Splitting:
-        return _begin(map_, z, self.alpha, certified=self.certified)
-
-    @override
-    def propose(
-        self, map_: Map, z: Tensor, fz: Tensor, state: Splitting
-    ) -> tuple[Tensor, Splitting]:
-        return _reflect(map_, state, 0.5)
+    def weight(self) -> float:
+        return 0.5
 
 
 def forward_backward_map(map_: AffineMap, a: Tensor) -> AffineMap:
@@ -195,9 +246,9 @@ def _without_feedback(map_: Map) -> AffineMap:
     return AffineMap(operator, map_.offset, map_.activation)
 
 
-def _step(map_: AffineMap, alpha: float | None, *, certified: bool) -> float:
+def _step(operator: Operator, alpha: float | None, *, certified: bool) -> float:
     """The step in force: the certified bound, or the one asked for if it respects it."""
-    bound = 1 / (1 - float(map_.operator.diagonal().detach().min()))
+    bound = 1 / (1 - float(operator.diagonal().detach().min()))
     if not 0 < bound < float("inf"):
         raise ConfigError("Splitting needs diagonal entries of A below 1.")
     if alpha is None:
@@ -211,36 +262,11 @@ def _step(map_: AffineMap, alpha: float | None, *, certified: bool) -> float:
     return alpha
 
 
-def _begin(map_: Map, z: Tensor, alpha: float | None, *, certified: bool) -> Splitting:
-    assert isinstance(map_, AffineMap)
-    if not isinstance(map_.operator, Dense):
-        raise ConfigError(
-            f"The resolvent of a {type(map_.operator).__name__} operator is not implemented.",
-            hint="use `Jacobi()`, which needs no inverse, or `ForwardBackward()`.",
-        )
-    A = map_.operator.matrix
-    if alpha is None:
-        if not bool((map_.operator.diagonal() < 1).all()):
-            raise ConfigError("Splitting needs diagonal entries of A below 1.")
-        steps = 1 / (1 - map_.operator.diagonal())
+def _prox(map_: AffineMap, u: Tensor, inverse: Inverse) -> Tensor:
+    """The proximal map of ``[alpha] G``, and zero on the border."""
+    steps, mask = inverse.steps, inverse.mask
+    if isinstance(map_.activation, ReLU):
+        value = torch.relu(u)  # at every step
     else:
-        steps = A.new_full(A.shape[:1], _step(map_, alpha, certified=certified))
-    wide = A.double()
-    eye = torch.eye(len(A), dtype=wide.dtype, device=A.device)
-    inverse = torch.linalg.inv(eye + steps.double()[:, None] * (eye - wide)).mT.to(A)
-    # the point whose proximal map is z if z is the solution: a warm start is kept
-    point = z + steps * (map_.operator.apply(z, map_.offset) - z)
-    return Splitting(point, Shared(inverse), Shared(steps))
-
-
-def _reflect(map_: Map, state: Splitting, weight: float) -> tuple[Tensor, Splitting]:
-    assert isinstance(map_, AffineMap)
-    u, steps = state.point, state.steps.value
-    reflected = 2 * _prox(map_, u, steps) - u
-    y = torch.addcmul(reflected, steps, map_.offset) @ state.inverse.value
-    u = torch.lerp(u, 2 * y - reflected, weight)
-    return _prox(map_, u, steps), state._replace(point=u)
-
-
-def _prox(map_: AffineMap, s: Tensor, steps: Tensor) -> Tensor:
-    return resolvent(map_.activation, (steps - 1) / steps, s / steps)
+        value = resolvent(map_.activation, (steps - 1) / steps, u / steps)
+    return value if mask is None else value * mask
