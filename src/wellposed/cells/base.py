@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from wellposed.cells.checks import check_input
 from wellposed.core.affine import Affine
 from wellposed.core.maps import Map
 from wellposed.errors import ShapeError
+from wellposed.solvers.base import Solver
 
 
 class Cell(nn.Module, ABC):
-    """The equation ``z = f(z, x)``; knows nothing of solvers and certificates."""
+    """The equation ``z = f(z, x)``; its certificates are measured elsewhere."""
+
+    preferred: ClassVar[Solver | None] = None
+    """The solver that is proved to converge, where the usual one is not."""
 
     @abstractmethod
     def bind(self, x: Tensor) -> Map:
@@ -38,24 +43,5 @@ class AffineCell(Cell):
     @override
     def bind(self, x: Tensor) -> Map:
         affine = self.explicit()
-        if x.shape[1:] != affine.B.in_shape:
-            raise ShapeError(
-                f"The input has shape {tuple(x.shape)}, expected (batch, "
-                f"{', '.join(map(str, affine.B.in_shape))}).",
-                hint="put `nn.Flatten()` or a reshape before the layer.",
-            )
-        weight = affine.B.weight
-        if x.dtype != weight.dtype and not _castable(x, weight):
-            raise ShapeError(
-                f"The input has dtype {x.dtype}, the cell's weights {weight.dtype}; both must be "
-                "equal.",
-                hint=f"convert the input with `.to({weight.dtype})` or the layer with "
-                f"`.to({x.dtype})`; only torch.autocast mixes precisions.",
-            )
+        check_input(x, affine.B.in_shape, affine.B.weight)
         return affine.bind(x)
-
-
-def _castable(x: Tensor, weight: Tensor) -> bool:
-    # automatic mixed precision converts between these and leaves float64 alone
-    wide = torch.float64 in (x.dtype, weight.dtype)
-    return not wide and torch.is_autocast_enabled(x.device.type)

@@ -1,6 +1,8 @@
-"""Checks of the arguments of cells, and the slack that keeps their bounds true after rounding."""
+"""Checks of arguments and inputs of cells, and slack that keeps bounds true after rounding."""
 
 from __future__ import annotations
+
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -18,6 +20,24 @@ def check_margin(margin: float) -> float:
             hint="0 is the published choice; 0.9 is already slow to solve.",
         )
     return float(margin)
+
+
+def check_modulus(margin: float) -> float:
+    """A modulus of strong monotonicity for which an equilibrium is proved to exist."""
+    if not (margin > 0 and isfinite(margin)):
+        raise ConfigError(
+            f"`margin` must be positive and finite, got {margin}: the equilibrium is only "
+            "proved to exist for a strongly monotone `I - A`.",
+            hint="1 is a good choice.",
+        )
+    return float(margin)
+
+
+def check_odd(**sides: int) -> None:
+    """Kernels with a centre."""
+    for name, side in sides.items():
+        if side % 2 == 0:
+            raise ConfigError(f"`{name}` must be odd, got {side}.")
 
 
 def check_cone(activation: Activation) -> Activation:
@@ -49,3 +69,30 @@ def strictly(weight: Tensor) -> float:
     few units; the ratio of two weights of the norm costs some more.
     """
     return 1 + 32 * torch.finfo(weight.dtype).eps
+
+
+def check_input(x: Tensor, shape: tuple[int, ...], weight: Tensor) -> None:
+    """A batch of inputs of the right shape, in the precision of the weights.
+
+    Raises:
+        ShapeError: It is not.
+    """
+    if x.shape[1:] != shape:
+        raise ShapeError(
+            f"The input has shape {tuple(x.shape)}, expected (batch, "
+            f"{', '.join(map(str, shape))}).",
+            hint="put `nn.Flatten()` or a reshape before the layer.",
+        )
+    if x.dtype != weight.dtype and not _castable(x, weight):
+        raise ShapeError(
+            f"The input has dtype {x.dtype}, the cell's weights {weight.dtype}; both must be "
+            "equal.",
+            hint=f"convert the input with `.to({weight.dtype})` or the layer with "
+            f"`.to({x.dtype})`; only torch.autocast mixes precisions.",
+        )
+
+
+def _castable(x: Tensor, weight: Tensor) -> bool:
+    # automatic mixed precision converts between these and leaves float64 alone
+    wide = torch.float64 in (x.dtype, weight.dtype)
+    return not wide and torch.is_autocast_enabled(x.device.type)

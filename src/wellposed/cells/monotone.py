@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from math import isfinite, sqrt
-from typing import final
+from math import sqrt
+from typing import ClassVar, final
 
 import torch
 from torch import nn
 from typing_extensions import override
 
 from wellposed.cells.base import AffineCell
-from wellposed.cells.checks import check_cone, check_sizes
+from wellposed.cells.checks import check_cone, check_modulus, check_sizes
 from wellposed.core.activations import Activation, ReLU
 from wellposed.core.affine import Affine
 from wellposed.core.operators import Dense
-from wellposed.errors import ConfigError
+from wellposed.solvers.base import Solver
+from wellposed.solvers.splitting import PeacemanRachford
 
 
 @final
@@ -47,6 +48,8 @@ class MonotoneCell(AffineCell):
         Numer. Anal. 16(6), 1979: one of the operators is strongly monotone and Lipschitz.
     """
 
+    preferred: ClassVar[Solver | None] = PeacemanRachford()
+
     def __init__(
         self,
         n_in: int,
@@ -58,13 +61,7 @@ class MonotoneCell(AffineCell):
     ) -> None:
         super().__init__()
         check_sizes(n_in=n_in, n_state=n_state)
-        if not (margin > 0 and isfinite(margin)):
-            raise ConfigError(
-                f"`margin` must be positive and finite, got {margin}: the equilibrium is only "
-                "proved to exist for a strongly monotone `I - A`.",
-                hint="1 is a good choice.",
-            )
-        self.n_in, self.n_state, self.margin = n_in, n_state, float(margin)
+        self.n_in, self.n_state, self.margin = n_in, n_state, check_modulus(margin)
         self.activation = check_cone(activation or ReLU())
         self.inject = nn.Linear(n_in, n_state, dtype=dtype)
         self.F = nn.Parameter(torch.empty(n_state, n_state, dtype=dtype))

@@ -37,8 +37,9 @@ class Equilibrium(nn.Module):
 
     Args:
         cell: The equation.
-        solver: Proposes iterates; by default `Auto` for affine cells: nonlinear Jacobi, and an
-            accelerated iteration for samples that converge slowly.
+        solver: Proposes iterates; by default what the cell prefers (monotone cells: operator
+            splitting), and `Auto` for other affine cells: nonlinear Jacobi, and an accelerated
+            iteration for samples that converge slowly.
         gradient: How the result is put on the tape; implicit by default.
         stopping: Tolerances and budget in training mode (by default rtol 1e-3, looked at from the
             fourth evaluation on).
@@ -71,7 +72,8 @@ class Equilibrium(nn.Module):
                 f"`on_failure` must be one of {get_args(OnFailure)} or None, got {on_failure!r}."
             )
         self.cell = cell
-        self.solver = solver or (Auto() if isinstance(cell, AffineCell) else Picard())
+        usual = Auto() if isinstance(cell, AffineCell) else Picard()
+        self.solver = solver or cell.preferred or usual
         self.gradient = gradient or Implicit()
         self.stopping = stopping
         self.eval_stopping = eval_stopping

@@ -7,8 +7,9 @@ from wellposed.cells.monotone import MonotoneCell
 from wellposed.core.activations import GELU, LeakyReLU, ReLU, Tanh
 from wellposed.core.norms import MaxNorm, TwoNorm
 from wellposed.errors import AuditError, ConfigError, ShapeError
+from wellposed.experiments.families.dense import Monotone
 from wellposed.experiments.models import build_model
-from wellposed.experiments.sections import Monotone, Variant
+from wellposed.experiments.sections import Variant
 from wellposed.nn.equilibrium import Equilibrium
 from wellposed.solvers.auto import Auto
 from wellposed.solvers.base import Stopping
