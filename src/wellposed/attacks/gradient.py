@@ -126,6 +126,8 @@ class PGD:
         y: Tensor,
         generator: torch.Generator | None = None,
         start: Tensor | None = None,
+        *,
+        radius: Tensor | None = None,
     ) -> AttackResult:
         """Attack images `x` with labels `y`.
 
@@ -137,56 +139,62 @@ class PGD:
             start: Points to begin with, such as the result for a smaller `eps` (the accuracy then
                 cannot rise with `eps`); projected onto the ball. The first attempt goes on from
                 them.
+            radius: One radius a sample in place of `eps`, shape (batch,); steps are in proportion.
 
         Raises:
-            ShapeError: The images leave [0, 1] or do not match the labels.
+            ShapeError: The images leave [0, 1] or do not match the labels, or the radii do not
+                match the images.
         """
         _check_images(x, y)
+        reach = _radii(x, self.eps, radius)
         with exact_layers(model) as solves:
             search = _Search(model, solves, x, y)
             search.look(torch.arange(len(x), device=x.device), x)
             rows = search.alive()
             if start is not None:
-                start = self._project(start.detach(), x)
+                start = self._project(start.detach(), x, reach)
                 search.look(rows, start[rows])
                 rows = search.alive()
             for restart in range(self.restarts):
                 # drawn for all samples, so that none depends on which others are still alive
-                away = self._random(x, generator) if restart or self.random_start else x
+                away = self._random(x, reach, generator) if restart or self.random_start else x
                 first = start if start is not None and restart == 0 else away
                 rows = search.alive()
-                self._descend(search, rows, first[rows], x[rows])
+                self._descend(search, rows, first[rows], x[rows], reach[rows])
             return search.result()
 
-    def _descend(self, search: _Search, rows: Tensor, point: Tensor, x: Tensor) -> None:
-        length = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
+    def _descend(
+        self, search: _Search, rows: Tensor, point: Tensor, x: Tensor, reach: Tensor
+    ) -> None:
         for _ in range(self.steps):
             if not len(rows):
                 return
             uphill = search.look(rows, point, self.loss)
             keep = search.margin[rows] > 0
             rows, point, x, uphill = rows[keep], point[keep], x[keep], uphill[keep]
+            reach = reach[keep]
+            length = 2.5 * reach.to(x) / self.steps if self.step_size is None else self.step_size
             if self.norm == "max":
                 point = point + length * uphill.sign()
             else:
                 size = torch.linalg.vector_norm(uphill.flatten(1), dim=1).clamp(min=1e-38)
                 point = point + length * uphill / size.reshape(-1, *[1] * (x.ndim - 1))
-            point = self._project(point, x)
+            point = self._project(point, x, reach)
         search.look(rows, point)
 
-    def _project(self, point: Tensor, x: Tensor) -> Tensor:
+    def _project(self, point: Tensor, x: Tensor, reach: Tensor) -> Tensor:
         project = project_max if self.norm == "max" else project_two
-        return project(point, x, self.eps)
+        return project(point, x, reach)
 
-    def _random(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _random(self, x: Tensor, reach: Tensor, generator: torch.Generator | None) -> Tensor:
         if self.norm == "max":
             noise = torch.rand(x.shape, generator=generator, dtype=x.dtype) * 2 - 1
-            return self._project(x + self.eps * noise.to(x.device), x)
+            return self._project(x + reach.to(x) * noise.to(x.device), x, reach)
         noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).flatten(1)
         # uniform in the ball: a radius r has probability proportional to r^(n - 1)
         radius = torch.rand(len(x), 1, generator=generator, dtype=x.dtype) ** (1 / noise.shape[1])
         noise = noise * (radius / torch.linalg.vector_norm(noise, dim=1, keepdim=True))
-        return self._project(x + self.eps * noise.to(x.device).reshape(x.shape), x)
+        return self._project(x + reach.to(x) * noise.to(x.device).reshape(x.shape), x, reach)
 
 
 class _Search:
@@ -228,6 +236,18 @@ class _Search:
 
     def result(self) -> AttackResult:
         return AttackResult(self.inputs, self.margin, self.margin <= 0, self.unsolved)
+
+
+def _radii(x: Tensor, eps: float, radius: Tensor | None) -> Tensor:
+    """One radius a sample, float64 of shape (batch, 1, ...)."""
+    if radius is None:
+        radius = torch.full((len(x),), eps, dtype=torch.float64)
+    elif radius.shape != x.shape[:1] or not bool((torch.isfinite(radius) & (radius >= 0)).all()):
+        raise ShapeError(
+            f"`radius` has shape {tuple(radius.shape)}, expected {len(x)} finite numbers that are "
+            "not negative: one radius an image."
+        )
+    return radius.detach().to(x.device, torch.float64).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _objective(logits: Tensor, y: Tensor, loss: Loss) -> Tensor:

@@ -85,14 +85,17 @@ def lipschitz_lower(
 def _exact_copy(module: nn.Module) -> nn.Module:
     net = deepcopy(module).cpu().eval()
     layers = [part for part in net.modules() if isinstance(part, Equilibrium)]
-    for layer in layers:
+    # weights made anew in float64 would be those of a slightly different network
+    given = [e.cell.explicit().double() if isinstance(e.cell, AffineCell) else None for e in layers]
+    # a cell may own weights outside of its layer: they are converted with it
+    net = net.double()
+    for layer, affine in zip(layers, given, strict=True):
         layer.eval_stopping = Stopping(rtol=1e-11, max_evaluations=5000)
         layer.gradient = Implicit(rtol=1e-12, max_evaluations=20_000)
         layer.on_failure = "ignore"
-        if isinstance(layer.cell, AffineCell):
-            # weights made anew in float64 would be those of a slightly different network
-            layer.cell = _Explicit(layer.cell.explicit().double())
-    return net.double()
+        if affine is not None:
+            layer.cell = _Explicit(affine)
+    return net
 
 
 @final

@@ -6,19 +6,20 @@ import torch
 from torch import Tensor
 
 
-def project_max(point: Tensor, x: Tensor, eps: float) -> Tensor:
+def project_max(point: Tensor, x: Tensor, eps: Tensor | float) -> Tensor:
     """The nearest point of [0, 1]^n within `eps` of ``x`` in the max norm.
 
     Args:
         point: Shape (batch, ...).
         x: Centres in [0, 1], of the same shape.
-        eps: Radius.
+        eps: Radius, or one a sample of shape (batch, 1, ...).
     """
+    eps = eps.to(x) if isinstance(eps, Tensor) else eps
     # minimum and maximum, unlike x + clamp(point - x), cannot leave the box by a rounding
     return torch.minimum(torch.maximum(point, x - eps), x + eps).clamp(0, 1)
 
 
-def project_two(point: Tensor, x: Tensor, eps: float) -> Tensor:
+def project_two(point: Tensor, x: Tensor, eps: Tensor | float) -> Tensor:
     """The nearest point of [0, 1]^n within `eps` of ``x`` in the 2-norm, exactly.
 
     The multiplier ``lambda >= 0`` of the ball gives ``p = clip(x + t d)``, ``d = point - x``,
@@ -30,8 +31,9 @@ def project_two(point: Tensor, x: Tensor, eps: float) -> Tensor:
     Args:
         point: Shape (batch, ...).
         x: Centres in [0, 1], of the same shape.
-        eps: Radius.
+        eps: Radius, or one a sample of shape (batch, 1, ...).
     """
+    eps = eps.flatten(1).double() if isinstance(eps, Tensor) else eps
     centre = x.flatten(1).double()
     d = point.flatten(1).double() - centre
     size = d.abs()

@@ -1,9 +1,13 @@
 """Certificates: proved bounds, measured on explicit weights."""
 
+from wellposed.certify import concave as concave  # registers rules
+from wellposed.certify import explicit as explicit  # registers rules
+from wellposed.certify import lben as lben  # registers rules
 from wellposed.certify import lowering as lowering  # registers rules
 from wellposed.certify import normalise as normalise  # registers its rule
 from wellposed.certify import residual as residual  # registers rules
 from wellposed.certify import rules as rules  # registers the rules
+from wellposed.certify import subhomogeneous as subhomogeneous  # registers rules
 from wellposed.certify.affine import bound_l0 as bound_l0
 from wellposed.certify.affine import bound_l1 as bound_l1
 from wellposed.certify.affine import bound_l2 as bound_l2
@@ -11,6 +15,7 @@ from wellposed.certify.affine import bound_l3 as bound_l3
 from wellposed.certify.affine import bound_l4 as bound_l4
 from wellposed.certify.box import EquilibriumBox as EquilibriumBox
 from wellposed.certify.box import equilibrium_box as equilibrium_box
+from wellposed.certify.contraction import contraction as contraction
 from wellposed.certify.enclose import enclose as enclose
 from wellposed.certify.enclose import enclose_rule as enclose_rule
 from wellposed.certify.lipschitz import Site as Site

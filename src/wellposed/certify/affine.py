@@ -18,7 +18,6 @@ from wellposed.certify.loop import (
     RULE_L3,
     RULE_L4,
     Loop,
-    adjoint_terms,
     explicit_weights,
     full_diagonal,
 )
@@ -196,7 +195,7 @@ def _spread(loop: Loop, readout: Operator | None) -> float:
     e = loop.apply(torch.ones(1, *loop.in_shape, dtype=torch.float64))
     if readout is not None:
         C = readout.detach().to(torch.float64).absolute()
-        e = outward(C.apply(e), max(C.terms, adjoint_terms(C)))
+        e = outward(C.apply(e), max(C.terms, C.adjoint_terms))
     return float(e.max())
 
 

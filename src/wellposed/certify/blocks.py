@@ -51,6 +51,7 @@ class Block:
         bias: ``b``, flat.
         linear: Whether ``phi`` is the identity here.
         feedback: ``A``, float64.
+        metric: What `Affine.metric` says about it, flat; a hint.
     """
 
     shape: tuple[int, ...]
@@ -58,6 +59,7 @@ class Block:
     bias: Tensor
     linear: bool
     feedback: Operator | None = None
+    metric: Tensor | None = None
 
     @property
     def size(self) -> int:

@@ -53,7 +53,7 @@ def least_eigenvalue(S: Tensor, error: Tensor | float = 0.0) -> Tensor:
     held = torch.where(usable[..., None, None], S, eye)
     size = held.abs().sum(-1).amax(-1)
     guess = torch.linalg.eigvalsh(held)[..., 0]
-    slack = 2 * rounding(n + 4) * (1 + size)
+    slack = 2 * rounding(n + 4) * size + TINY
     for _ in range(_TRIALS):
         delta = guess - slack
         shifted = held - delta[..., None, None] * eye
@@ -66,6 +66,17 @@ def least_eigenvalue(S: Tensor, error: Tensor | float = 0.0) -> Tensor:
     best = torch.where(usable, best - torch.as_tensor(error, dtype=S.dtype), -inf)
     # the two differences above
     return best - outward(best.abs() * 4e-16 + TINY)
+
+
+def balance(S: Tensor) -> Tensor:
+    """Powers of two ``k`` with a diagonal of ``[k] S [k]`` between 1/2 and 2, shape (..., n).
+
+    Multiplying by them is exact, so that a congruence with them loses nothing and spares a matrix
+    whose units differ a bound by its largest ones.
+    """
+    own = torch.diagonal(S, dim1=-2, dim2=-1)
+    exponent = (-own.log2() / 2).round().nan_to_num(0.0, 0.0, 0.0).clamp(-200, 200)
+    return torch.exp2(exponent)
 
 
 def symmetric(T: Tensor) -> Tensor:

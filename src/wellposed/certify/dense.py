@@ -66,8 +66,12 @@ class DenseSystem(System):
 
     @override
     def reach(self, z: Tensor, x: Tensor) -> Tensor:
-        W, U = self.network.W.abs(), self.network.U.abs()
+        W, U = self._sizes
         return outward(z @ W.mT + x @ U.mT, self.terms)
+
+    @cached_property
+    def _sizes(self) -> tuple[Tensor, Tensor]:
+        return self.network.W.abs(), self.network.U.abs()
 
     @override
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor]:

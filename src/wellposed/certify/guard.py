@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from wellposed.cells.base import AffineCell
+from wellposed.cells.base import Cell
 from wellposed.errors import NotCertifiableError
 
 
@@ -28,8 +28,7 @@ def check_genuine(module: nn.Module, registry: Mapping[Any, Callable[..., Any]],
     Raises:
         NotCertifiableError: A subclass or an instance replaced ``forward``, or hooks are attached.
     """
-    kind = type(module)
-    owner = next((c for c in kind.__mro__ if c in registry and c not in (object, nn.Module)), None)
+    kind, owner = type(module), _owner(module, registry)
     if owner is None:
         return  # the default of the open function refuses
     if "forward" in vars(module) or getattr(kind, "forward", None) is not getattr(
@@ -45,10 +44,21 @@ def check_genuine(module: nn.Module, registry: Mapping[Any, Callable[..., Any]],
             "it carries forward hooks, which may change what it computes",
             hint="remove the hooks first (`torch.nn.utils.parametrize` needs none).",
         )
-    if isinstance(module, AffineCell) and (
-        "bind" in vars(module) or type(module).bind is not AffineCell.bind
+    if isinstance(module, Cell) and (
+        "bind" in vars(module) or type(module).bind is not getattr(owner, "bind", None)
     ):
         raise refuse(module, path, "it replaces `bind`, so `explicit()` need not be what runs")
+
+
+def has_rule(module: nn.Module, registry: Mapping[Any, Callable[..., Any]]) -> bool:
+    """Whether an open function has a rule for the type of a module."""
+    return _owner(module, registry) is not None
+
+
+def _owner(module: nn.Module, registry: Mapping[Any, Callable[..., Any]]) -> type | None:
+    """The type whose rule applies to a module."""
+    kinds = type(module).__mro__
+    return next((c for c in kinds if c in registry and c not in (object, nn.Module)), None)
 
 
 def check_eval(module: nn.Module, path: str) -> None:

@@ -51,6 +51,10 @@ class _Mixed(Activation):
         return torch.where(self.neurons.linear, 1.0, self.neurons.activation.slope(v))
 
     @override
+    def image(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        return self.neurons.image(lower, upper)
+
+    @override
     def slope_range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         return self.neurons.slope_range(lower, upper)
 
@@ -73,7 +77,12 @@ def loop_of(network: Network) -> Loop:
 
 @torch.no_grad()
 def interval_enclosure(
-    network: Network, region: Region, *, steps: int = 100, loop: Loop | None = None
+    network: Network,
+    region: Region,
+    *,
+    steps: int = 100,
+    rtol: float = 1e-9,
+    loop: Loop | None = None,
 ) -> Box:
     """Preactivations of all equilibria over each region, shape (B, n); sound at any step.
 
@@ -85,6 +94,7 @@ def interval_enclosure(
         network: A contraction in a weighted max norm; slopes in [0, 1].
         region: Inputs, flat, shape (B, d).
         steps: Of iteration, at most; 0 gives the image of the Lipschitz box.
+        rtol: At which a sample stops, as in `equilibrium_box`.
         loop: `loop_of` the network, if it is at hand.
 
     Raises:
@@ -92,7 +102,7 @@ def interval_enclosure(
     """
     loop = loop or loop_of(network)
     return equilibrium_box(
-        loop.affine, injection(network, region), steps=steps, loop=loop
+        loop.affine, injection(network, region), steps=steps, rtol=rtol, loop=loop
     ).preactivation
 
 

@@ -48,6 +48,19 @@ class Site:
     box: Box | None = None
     path: str = ""
 
+    def require(self, module: nn.Module, in_shape: tuple[int, ...]) -> None:
+        """That the inputs have the shape which the module takes.
+
+        Raises:
+            ShapeError: They have another one.
+        """
+        if self.shape != in_shape:
+            raise ShapeError(
+                f"`{self.path or type(module).__name__}` takes inputs of shape {in_shape}, got "
+                f"{self.shape}.",
+                hint="check `in_shape` or `region` against the layers.",
+            )
+
 
 @singledispatch
 def lipschitz_rule(module: nn.Module, site: Site) -> Majorant:

@@ -85,7 +85,7 @@ class Loop(Majorant):
         return outward(self.gain * self._A.apply(e), self.off.terms + 1)
 
     def _couple_back(self, y: Tensor) -> Tensor:
-        return outward(self._A.adjoint(self.gain * y), adjoint_terms(self.off) + 1)
+        return outward(self._A.adjoint(self.gain * y), self.off.adjoint_terms + 1)
 
     def inject(self, v: Tensor) -> Tensor:
         """Upper bound of ``[g] |B| v``."""
@@ -105,7 +105,7 @@ class Loop(Majorant):
     @override
     def adjoint(self, c: Tensor) -> Tensor:
         y = self.backward(c)
-        return outward(self._B.adjoint(self.gain * y), adjoint_terms(self.affine.B) + 1)
+        return outward(self._B.adjoint(self.gain * y), self.affine.B.adjoint_terms + 1)
 
     @property
     @override
@@ -134,8 +134,3 @@ def full_diagonal(affine: Affine) -> Tensor:
     """``a_ii`` of the equation before any feedback was resolved, broadcastable to a state."""
     own = affine.A.diagonal()
     return own if affine.feedback is None else own + affine.feedback
-
-
-def adjoint_terms(operator: Operator) -> int:
-    """How many products are summed, at the most, in one component of ``M^T y``."""
-    return operator.weight[:, 0].numel()

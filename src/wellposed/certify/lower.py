@@ -51,6 +51,7 @@ class Builder:
         self.blocks: list[Block] = []
         self.activation: Activation | None = None
         self.scaling: Normalise | None = None
+        self.exact = True
 
     def whole(self, source: int, shape: tuple[int, ...]) -> Signal:
         """The input or a block itself."""
@@ -66,12 +67,18 @@ class Builder:
         return Signal(shape, (link,), bias)
 
     def block(
-        self, signal: Signal, *, linear: bool = False, feedback: Operator | None = None
+        self,
+        signal: Signal,
+        *,
+        linear: bool = False,
+        feedback: Operator | None = None,
+        metric: Tensor | None = None,
     ) -> Signal:
         """A new block whose preactivation is the signal, plus ``A z`` if there is feedback."""
         size = prod(signal.shape)
         bias = torch.zeros(size, dtype=torch.float64) if signal.offset is None else signal.offset
-        self.blocks.append(Block(signal.shape, signal.links, bias, linear, feedback))
+        flat = None if metric is None else metric.expand(signal.shape).flatten()
+        self.blocks.append(Block(signal.shape, signal.links, bias, linear, feedback, flat))
         return self.whole(len(self.blocks) - 1, signal.shape)
 
     def use(self, activation: Activation, module: nn.Module) -> None:
@@ -96,11 +103,16 @@ class Lowered:
         system: The last block is the output itself: its neurons are identities.
         in_shape: Of one input of the module.
         scaling: The `Normalise` in front, which acts on regions rather than on weights.
+        exact: Whether the weights are those of the module; else some are rounded, and only bounds
+            that pay for it may be used.
+        module: What was lowered.
     """
 
     system: BlockSystem
     in_shape: tuple[int, ...]
     scaling: Normalise | None
+    exact: bool = True
+    module: nn.Module | None = None
 
     @property
     def outputs(self) -> slice:
@@ -128,8 +140,15 @@ class Lowered:
         """The dense network with these weights, outputs read out of the last block.
 
         Raises:
-            NotCertifiableError: Its matrix would be too large.
+            NotCertifiableError: Its matrix would be too large, or its weights are rounded.
         """
+        if not self.exact:
+            raise NotCertifiableError(
+                "The scale of a batch normalisation is a square root: no matrix of numbers has "
+                "exactly these weights.",
+                hint="linear bounds need none; for complete verification and certificate files "
+                "fold it into its neighbour (`torch.nn.utils.fusion`) and verify the result.",
+            )
         system = self.system
         n, at = system.n, self.outputs
         if n * (n + system.d) > FORMED_LIMIT:
@@ -149,6 +168,7 @@ class Lowered:
             D=U[at],
             activation=system.neurons.activation,
             linear=system.neurons.linear[keep],
+            metric=_metric(system.blocks[:-1]),
         )
 
 
@@ -157,7 +177,8 @@ def lower(module: nn.Module, in_shape: tuple[int, ...]) -> Lowered:
     """A module as one equilibrium system with the same outputs, weights taken as exact.
 
     Linear maps that follow each other are kept apart by neurons whose function is the identity, so
-    that no product of weights is ever rounded.
+    that no product of weights is ever rounded. The scale of a batch normalisation is, and the
+    result says so.
 
     Args:
         module: `nn.Sequential` of linear, pooling, elementwise and equilibrium layers, residual
@@ -176,7 +197,7 @@ def lower(module: nn.Module, in_shape: tuple[int, ...]) -> Lowered:
         torch.cat([torch.full((b.size,), b.linear) for b in builder.blocks]),
     )
     system = BlockSystem(prod(in_shape), tuple(builder.blocks), function)
-    return Lowered(system, in_shape, builder.scaling)
+    return Lowered(system, in_shape, builder.scaling, builder.exact, module)
 
 
 @singledispatch
@@ -193,6 +214,14 @@ def lower_module(module: nn.Module, signal: Signal, builder: Builder) -> Signal:
     """Apply the rule of a module after checking that it runs the code the rule describes."""
     check_genuine(module, lower_rule.registry, "")
     return lower_rule(module, signal, builder)
+
+
+def _metric(blocks: tuple[Block, ...]) -> Tensor | None:
+    """The hints of the blocks, with ones for blocks that have none."""
+    if all(block.metric is None for block in blocks):
+        return None
+    ones = torch.ones(1, dtype=torch.float64)
+    return torch.cat([(ones if b.metric is None else b.metric).expand(b.size) for b in blocks])
 
 
 def _same(value: Tensor) -> Tensor:

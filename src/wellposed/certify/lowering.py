@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -66,11 +67,10 @@ def _dropout(module: nn.Module, signal: Signal, builder: Builder) -> Signal:
 
 
 def _linear(module: Any, signal: Signal, builder: Builder) -> Signal:
-    part = linear_part(module, "")
-    if part.error is not None:
-        raise refuse(module, "", "its weights are computed from statistics, with rounding",
-                     "fold it into the linear layer before it.")  # fmt: skip
     signal = builder.settle(signal)
+    if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
+        module, signal = _padded(module, signal, builder)
+    part = linear_part(module, "")
     try:
         probe = part.signed(torch.zeros(1, *signal.shape, dtype=torch.float64))
     except (RuntimeError, ValueError) as error:
@@ -83,8 +83,67 @@ def _linear(module: Any, signal: Signal, builder: Builder) -> Signal:
     return builder.linear(signal, shape, link, part.offset)
 
 
+def _padded(module: nn.Conv2d, signal: Signal, builder: Builder) -> tuple[nn.Conv2d, Signal]:
+    """A convolution without padding, of an image that is padded before.
+
+    Such a padding uses pixels several times: the sum of their weights would be rounded.
+    """
+    assert signal.source is not None
+    # before and after the last axis, then the one before it
+    pads = module._reversed_padding_repeated_twice  # pyright: ignore[reportPrivateUsage]
+    size = prod(signal.shape)
+    places = torch.arange(size, dtype=torch.float64).reshape(1, *signal.shape)
+    try:
+        padded = F.pad(places, list(pads), mode=module.padding_mode)[0].long()
+    except (RuntimeError, ValueError) as error:
+        raise ShapeError(
+            f"{type(module).__name__} does not take values of shape {signal.shape}: {error}."
+        ) from error
+    link = _pick(signal.source, size, padded.flatten())
+    plain = copy(module)
+    plain.padding, plain.padding_mode = (0, 0), "zeros"
+    return plain, builder.block(Signal(tuple(padded.shape), (link,)), linear=True)
+
+
 for _kind in LINEAR_TYPES:
     lower_rule.register(_kind, _linear)
+
+
+@lower_rule.register(nn.BatchNorm1d)
+@lower_rule.register(nn.BatchNorm2d)
+def _batch_norm(module: Any, signal: Signal, builder: Builder) -> Signal:
+    """In evaluation mode ``s (x - mean) + bias`` with ``s = gain / sqrt(var + eps)``, in two steps.
+
+    The difference has exact weights. The scale is irrational: its float64 value is within 4 units,
+    and its link claims the terms of a sum of 64, so that every slack covers such an error of a
+    weight of one term many times over. Those are the slacks of `dual_bound` and `interval_bounds`;
+    a dense network with these weights as exact numbers is refused (`Lowered.network`).
+    """
+    part = linear_part(module, "")
+    if len(signal.shape) not in ((3,) if isinstance(module, nn.BatchNorm2d) else (1, 2)) or (
+        signal.shape[0] != module.num_features
+    ):
+        raise ShapeError(
+            f"{type(module).__name__} of {module.num_features} features does not take values of "
+            f"shape {signal.shape}."
+        )
+    shape, tail = signal.shape, [1] * (len(signal.shape) - 1)
+    mean = torch.as_tensor(module.running_mean).detach().cpu().double().reshape(-1, *tail)
+    bias = torch.zeros_like(mean)
+    if module.bias is not None:
+        bias = module.bias.detach().cpu().double().reshape(-1, *tail)
+    signal = builder.settle(signal)
+    assert signal.source is not None
+    same = builder.whole(signal.source, shape).links[0]
+    signal = builder.settle(builder.linear(signal, shape, same, -mean))
+    assert signal.source is not None
+    link = replace(
+        _linear_link(signal.source, module, part, shape, shape),
+        adjoint=lambda y: part.signed(y.reshape(-1, *shape)).flatten(1),
+        terms=64,
+    )
+    builder.exact = False
+    return builder.linear(signal, shape, link, bias)
 
 
 def _linear_link(
@@ -158,7 +217,7 @@ def _cell(module: AffineCell, signal: Signal, builder: Builder) -> Signal:
         B.weight.numel() if B.weight.ndim > 2 else max(B.weight.shape),
     )
     fed = builder.linear(signal, out, link, affine.bias)
-    return builder.block(fed, feedback=affine.A)
+    return builder.block(fed, feedback=affine.A, metric=affine.metric)
 
 
 @lower_rule.register

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from wellposed.certify.enclose import enclose_rule
@@ -21,16 +20,7 @@ def _normalise(module: Normalise, site: Site) -> Majorant:
 
 @enclose_rule.register
 def _normalise_box(module: Normalise, box: Box) -> Box:
-    mean, std = module.mean.detach().double(), module.std.detach().double()
-
-    def value(x: Tensor) -> tuple[Tensor, Tensor]:
-        y = (x - mean) / std
-        # one rounding in the difference, one in the quotient; the difference is exact or above it
-        return y, 4 * torch.finfo(torch.float64).eps * y.abs() + 1e-300
-
-    low, slack_low = value(box.lower)
-    high, slack_high = value(box.upper)
-    return Box(low - slack_low, high + slack_high)
+    return box.normalised(module.mean, module.std)
 
 
 @infer_shape.register

@@ -18,7 +18,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from wellposed.certify.definite import least_eigenvalue, reach, symmetric
+from wellposed.certify.definite import balance, least_eigenvalue, reach, symmetric
 from wellposed.certify.descent import Adam
 from wellposed.core.network import Network
 from wellposed.core.sets import Box
@@ -99,7 +99,7 @@ class PairwiseL2:
         size = X.abs() @ X.abs().mT
         Q_error = outward(rounding(d + 12) * torch.maximum(size, size.mT), d)
         made = cls(network, lam, S, Q, S_error, Q_error, divisor)
-        least = float(least_eigenvalue(S, reach(S_error)))
+        least = made._definite()[1]
         if not least > 0:
             raise NotCertifiableError(
                 f"Lam (I - W) + (I - W)^T Lam has no eigenvalue proved above 0: {least:.4g}.",
@@ -147,8 +147,11 @@ class PairwiseL2:
         at most ``||r||^2 / lambda_min(M)``.
         """
         n, th = self.network.n, theta[:, None, None]
-        M = self.S - th * self.Q
-        slip = outward(self.S_error + th * self.Q_error + 4 * UNIT * (self.S.abs() + M.abs()), 4)
+        plain = self.S - th * self.Q
+        blurred = self.S_error + th * self.Q_error + 4 * UNIT * (self.S.abs() + plain.abs())
+        # in units in which the diagonal is about one: c M^-1 c^T is the same number
+        k = balance(self.S)
+        M, slip, c = k[:, None] * plain * k, k[:, None] * outward(blurred, 4) * k, c * k
         least = least_eigenvalue(M, reach(slip))
         y = torch.linalg.solve_ex(M, c[..., None])[0]
         image = M @ y
@@ -166,39 +169,51 @@ class PairwiseL2:
     @torch.no_grad()
     def pairs(self) -> Tensor:
         """Gains of ``y_t - y_j`` for all classes, shape (q, q), 0 on the diagonal."""
+        q = self.network.q
+        first, second = torch.triu_indices(q, q, 1)
+        out = torch.zeros(q, q, dtype=torch.float64)
+        out[first, second] = out[second, first] = self.differences(first, second)
+        return out
+
+    @torch.no_grad()
+    def differences(self, first: Tensor, second: Tensor) -> Tensor:
+        """Gains of ``y_t - y_j`` for some pairs of classes ``(t, j)``, shape (P,)."""
         net = self.network
-        first, second = torch.triu_indices(net.q, net.q, 1)
         rows, direct = net.C[first] - net.C[second], net.D[first] - net.D[second]
         gain = self.gain(rows, direct).gain
         # the differences of the weights were rounded: their error is a row like any other, bounded
         # by the gain of the states in the plain norm
         slip = 2 * UNIT * rows.abs().square().sum(1).sqrt()
-        gain = gain + outward(
+        return gain + outward(
             slip * self._states() + 2 * UNIT * (direct / self.scale).abs().sum(1), net.d + 8
         )
-        out = torch.zeros(net.q, net.q, dtype=torch.float64)
-        out[first, second] = out[second, first] = gain
-        return out
 
     def _states(self) -> float:
         """``||dz|| <= ... ||dx||`` from ``dz^T S dz <= 2 dz^T Lam U dx``."""
-        least = float(least_eigenvalue(self.S, reach(self.S_error)))
-        top = float(outward(torch.diagonal(self.Q) + torch.diagonal(self.Q_error)).sum())
-        return 2 * top**0.5 / least * (1 + 1e-12)
+        k, least = self._definite()
+        spread = torch.diagonal(self.Q) + torch.diagonal(self.Q_error)
+        top = float(outward(k.square() * spread, 4).sum())
+        return 2 * float(k.amax()) * top**0.5 / least * (1 + 1e-12)
 
-    @torch.no_grad()
-    def certified_radius(self, gaps: Tensor, label: Tensor, gains: Tensor | None = None) -> Tensor:
-        """2-norm radii within which no other class overtakes the label, 0 where one has already.
+    def _definite(self) -> tuple[Tensor, float]:
+        """Units ``k`` and a proved lower bound of the least eigenvalue of ``[k] S [k]``."""
+        k = balance(self.S)
+        S, error = k[:, None] * self.S * k, k[:, None] * self.S_error * k
+        return k, float(least_eigenvalue(S, reach(error)))
 
-        Args:
-            gaps: Proved lower bounds of ``y_label - y_j`` at the inputs, shape (B, q).
-            label: Shape (B,).
-            gains: What `pairs` gave, if it was called before.
-        """
-        allowed = (self.pairs() if gains is None else gains)[label]
-        own = torch.nn.functional.one_hot(label, self.network.q).bool()
-        radii = torch.where(own, inf, gaps / allowed.clamp(min=1e-300))
-        return (radii.amin(1) * (1 - 4 * UNIT)).clamp(min=0)
+
+@torch.no_grad()
+def certified_radius(gaps: Tensor, label: Tensor, gains: Tensor) -> Tensor:
+    """2-norm radii within which no other class overtakes the label, 0 where one has already.
+
+    Args:
+        gaps: Proved lower bounds of ``y_label - y_j`` at the inputs, shape (B, q).
+        label: Shape (B,).
+        gains: Proved bounds of ``|d(y_t - y_j)| / ||dx||_2``, shape (q, q).
+    """
+    own = torch.nn.functional.one_hot(label, len(gains)).bool()
+    radii = torch.where(own, inf, gaps / gains[label].clamp(min=1e-300))
+    return (radii.amin(1) * (1 - 4 * UNIT)).clamp(min=0)
 
 
 def active_part(network: Network, bounds: Box) -> tuple[Network, Tensor]:

@@ -8,14 +8,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from wellposed.certify.box import value_slack
+from wellposed.certify.dual import inner
 from wellposed.certify.system import Neurons
 from wellposed.core.network import Network
 from wellposed.core.spectra import TINY, UNIT
 from wellposed.errors import NotCertifiableError
 
-_SLOPES = 1e-14  # error of a computed slope of a smooth activation
-_PIECES = 8  # a smooth activation is bounded on so many parts of an interval
 _LINE = 8 * UNIT  # relative error of a difference of two lines
 
 
@@ -99,29 +97,9 @@ def _smooth(neurons: Neurons, lower: Tensor, upper: Tensor) -> Relaxation:
     slope = ((high - low) / width.clamp(min=TINY)).clamp(0, 1)
     flattest, steepest = neurons.slope_range(lower, upper)
     slope = slope.maximum(flattest.clamp(0, 1)).minimum(steepest.clamp(0, 1))
-    bottom, top = torch.full_like(low, torch.inf), torch.full_like(low, -torch.inf)
-    for k in range(_PIECES):
-        a = lower + width * (k / _PIECES)
-        b = upper if k == _PIECES - 1 else lower + width * ((k + 1) / _PIECES)
-        least, most = _piece(neurons, slope, torch.minimum(a, upper), torch.minimum(b, upper))
-        bottom, top = torch.minimum(bottom, least), torch.maximum(top, most)
-    reach = torch.maximum(lower.abs(), upper.abs())
-    tallest = torch.maximum(low.abs(), high.abs())
-    error = value_slack(neurons.activation, reach, tallest) + _LINE * (reach + tallest)
-    return _between(slope, bottom - error, top + error)
-
-
-def _piece(neurons: Neurons, slope: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Bounds of ``g(v) = phi(v) - s v`` on ``[a, b]`` from the slopes of ``phi`` there.
-
-    With slopes of ``g`` in ``[m, M]`` and ``m < 0 < M`` the graph leaves the interval of the values
-    at the ends by at most ``-m M w / (M - m)``; otherwise not at all.
-    """
-    flattest, steepest = neurons.slope_range(a, b)
-    m, M = (flattest - _SLOPES - slope).clamp(max=0), (steepest + _SLOPES - slope).clamp(min=0)
-    bend = -m * M / (M - m).clamp(min=TINY) * (b - a) * (1 + 32 * UNIT)
-    at_a, at_b = neurons(a) - slope * a, neurons(b) - slope * b
-    return torch.minimum(at_a, at_b) - bend, torch.maximum(at_a, at_b) + bend
+    one = torch.ones_like(slope)
+    bottom = inner(neurons, one, slope, lower, upper)
+    return _between(slope, bottom, -inner(neurons, -one, -slope, lower, upper))
 
 
 def _between(slope: Tensor, bottom: Tensor, top: Tensor) -> Relaxation:

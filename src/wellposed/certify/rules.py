@@ -14,11 +14,12 @@ from wellposed.cells.base import AffineCell
 from wellposed.certify.affine import local_loop
 from wellposed.certify.box import equilibrium_box, value_slack
 from wellposed.certify.enclose import enclose, enclose_rule
-from wellposed.certify.guard import check_eval, refuse
+from wellposed.certify.guard import check_eval, has_rule, refuse
 from wellposed.certify.linear import LINEAR_TYPES, linear_part
 from wellposed.certify.lipschitz import Site, infer_shape, lipschitz_rule, majorise
 from wellposed.certify.loop import Loop
 from wellposed.certify.majorant import Linear, Majorant, Maximum, Rearrangement, Slopes
+from wellposed.certify.monotone import monotone_majorant
 from wellposed.core import activations as act
 from wellposed.core.scalar import Activation
 from wellposed.core.sets import Box
@@ -215,21 +216,16 @@ def _max_pool_box(module: nn.MaxPool2d, box: Box) -> Box:
 
 @lipschitz_rule.register
 def _cell(module: AffineCell, site: Site) -> Majorant:
-    loop = Loop(module.explicit())
-    if site.shape != loop.in_shape:
-        raise ShapeError(
-            f"`{site.path or type(module).__name__}` takes inputs of shape {loop.in_shape}, got "
-            f"{site.shape}.",
-            hint="check `in_shape` or `region` against the layers.",
-        )
+    affine = module.explicit()
+    site.require(module, affine.B.in_shape)
     if site.box is None:
-        return loop
-    return local_loop(loop, Box(site.box.lower[0], site.box.upper[0]))
+        return monotone_majorant(affine)
+    return local_loop(Loop(affine), Box(site.box.lower[0], site.box.upper[0]))
 
 
 @lipschitz_rule.register
 def _equilibrium(module: Equilibrium, site: Site) -> Majorant:
-    if not isinstance(module.cell, AffineCell):
+    if not has_rule(module.cell, lipschitz_rule.registry):
         raise refuse(
             module.cell,
             site.path,
@@ -246,7 +242,7 @@ def _cell_box(module: AffineCell, box: Box) -> Box:
 
 @enclose_rule.register
 def _equilibrium_box(module: Equilibrium, box: Box) -> Box:
-    if not isinstance(module.cell, AffineCell):
+    if not has_rule(module.cell, enclose_rule.registry):
         raise refuse(module.cell, "", "a general cell has no box rule")
     return enclose(module.cell, box)
 

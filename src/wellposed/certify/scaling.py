@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from wellposed.certify.descent import Adam
@@ -43,17 +41,27 @@ def perron_weights(W: Tensor) -> tuple[Tensor | None, float]:
     return eta / eta.amax().sqrt() / eta.amin().sqrt(), radius
 
 
-def monotone_weights(W: Tensor) -> Iterator[Tensor]:
-    """Diagonals of ``Lam`` to try, simplest first: ones, Perron's, a cascade of blocks, ascent."""
+def monotone_weights(W: Tensor, offered: Tensor | None = None) -> Iterator[Tensor]:
+    """Diagonals of ``Lam`` to try: offered, ones, Perron's, a cascade of blocks, ascent.
+
+    Args:
+        W: Shape (n, n).
+        offered: What a parametrisation claims; not tried unless positive and finite.
+    """
     n = len(W)
     ones = W.new_ones(n)
-    yield ones
     start = [ones]
+    if offered is not None and bool(((offered > 0) & torch.isfinite(offered)).all()):
+        yield offered
+        start.append(offered)
+    else:
+        offered = None
+    yield ones
     balanced = _balanced(W)
     if balanced is not None:
         yield balanced
         start.append(balanced)
-    cascade = _cascade(W)
+    cascade = _cascade(W, ones if offered is None else offered)
     if cascade is not None:
         yield cascade
         start.append(cascade)
@@ -113,8 +121,10 @@ def _least(W: Tensor, lam: Tensor) -> float:
     return float(torch.linalg.eigvalsh((scaled + scaled.mT) / 2)[0])
 
 
-def _cascade(W: Tensor) -> Tensor | None:
+def _cascade(W: Tensor, offered: Tensor) -> Tensor | None:
     """For a reducible ``W``: weights that fall from each level of blocks to the next.
+
+    Within a block they are the offered ones, if these will do.
 
     With ``S_1 > 0`` for the levels so far, ``S_2 > 0`` for the next one on its own and ``N`` the
     block that joins them, ``[[S_1, -tau N^T], [-tau N, tau S_2]] > 0`` iff
@@ -131,9 +141,9 @@ def _cascade(W: Tensor) -> Tensor | None:
         for block in blocks:
             if len(block) > 1:
                 part = W[block][:, block]
-                ones = W.new_ones(len(block))
-                good = len(block) > _DIRECT or _least(part, ones) > 0
-                lam[block] = ones if good else _ascend(part, ones)
+                mine = offered[block]
+                good = len(block) > _DIRECT or _least(part, mine) > 0
+                lam[block] = mine if good else _ascend(part, mine)
         if len(order):
             H = lam[:, None] * (eye - W)
             S = H + H.mT
@@ -153,6 +163,9 @@ def _cascade(W: Tensor) -> Tensor | None:
 
 def _levels(W: Tensor) -> list[list[Tensor]] | None:
     """Strongly connected blocks of neurons, grouped so that each level only needs earlier ones."""
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import connected_components
+
     graph = csr_matrix((W != 0).numpy())
     count, label = connected_components(graph, directed=True, connection="strong")
     if count == 1:

@@ -10,7 +10,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from wellposed.core.activations import LeakyReLU, ReLU
+from wellposed.core.activations import flat_slope
 from wellposed.core.scalar import Activation
 
 
@@ -30,13 +30,9 @@ class Neurons:
     @cached_property
     def kink(self) -> Tensor | None:
         """``s`` where ``phi(v) = max(v, s v)``, shape (n,); `None` for any other function."""
-        match self.activation:
-            case ReLU():
-                s = 0.0
-            case LeakyReLU():
-                s = self.activation.negative_slope
-            case _:
-                return None
+        s = flat_slope(self.activation)
+        if s is None:
+            return None
         # two numbers alone would meet in float32, where 0.7 is less than 0.7
         return torch.where(self.linear, 1.0, torch.full(self.linear.shape, s, dtype=torch.float64))
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import singledispatch
 from math import inf
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
 
 from wellposed.certify.definite import least_eigenvalue, reach, symmetric
+from wellposed.certify.guard import refuse
 from wellposed.certify.scaling import monotone_weights, perron_weights
 from wellposed.core.network import Network
+from wellposed.core.scalar import Activation
 from wellposed.core.spectra import UNIT, outward
 from wellposed.errors import NotCertifiableError, ShapeError
 
@@ -39,19 +42,26 @@ class Wellposed:
     margin: float
 
 
+@singledispatch
 @torch.no_grad()
-def wellposedness(network: Network) -> Wellposed:
+def wellposedness(network: Any) -> Wellposed:
     """A verified witness: the max norm first, then the 2-norm unweighted, then with weights.
 
     Weights of the max norm come from the Perron theory of the canonical matrix; they exist if any
     do, and always for a strictly block-triangular ``W``. Those of the 2-norm are searched
     (`monotone_weights`), which may miss some.
 
+    Args:
+        network: A `Network`; or explicit weights (`Affine`), an affine cell or an `Equilibrium`.
+            The matrix of a convolution is not formed: there the unweighted 2-norm comes first.
+
     Raises:
         NotCertifiableError: No witness was found (the numbers that were measured are named), or the
             activation has slopes outside [0, 1].
     """
-    _check_slopes(network)
+    if not isinstance(network, Network):
+        raise refuse(network, "", "it holds no weights of an equilibrium")
+    check_slopes(network.activation)
     eta, radius = perron_weights(network.W)
     if eta is not None:
         margin = max_norm_margin(network.W, eta)
@@ -74,9 +84,9 @@ def monotone_witness(network: Network) -> Wellposed:
     Raises:
         NotCertifiableError: No witness was found, or the activation has slopes outside [0, 1].
     """
-    _check_slopes(network)
+    check_slopes(network.activation)
     best = -inf
-    for lam in monotone_weights(network.W):
+    for lam in monotone_weights(network.W, network.metric):
         margin = monotone_margin(network.W, lam)
         if margin > 0:
             return Wellposed("monotone", lam, margin)
@@ -125,11 +135,16 @@ def monotone_margin(W: Tensor, lam: Tensor) -> float:
     return least / 2 * (1 - 16 * UNIT if least > 0 else 1 + 16 * UNIT)
 
 
-def _check_slopes(network: Network) -> None:
-    low, high = network.activation.slopes
+def check_slopes(activation: Activation) -> None:
+    """An activation of which both witnesses say something.
+
+    Raises:
+        NotCertifiableError: It has slopes outside [0, 1].
+    """
+    low, high = activation.slopes
     if low < 0 or high > 1:
         raise NotCertifiableError(
-            f"{network.activation.name} has slopes in [{low:.4g}, {high:.4g}], expected within "
+            f"{activation.name} has slopes in [{low:.4g}, {high:.4g}], expected within "
             "[0, 1]: neither witness says anything about it.",
             hint="use ReLU or leaky ReLU.",
         )

@@ -265,3 +265,26 @@ def test_bad_images_are_refused():
         FGSM(0.1).attack(model, x * torch.nan, y)
     with pytest.raises(ShapeError, match="uint8"):
         FGSM(0.1).attack(model, (255 * x).to(torch.uint8), y)
+
+
+@pytest.mark.parametrize("norm", ["max", "2"])
+def test_every_sample_may_have_its_own_radius(norm):
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    x, y = torch.rand(5, 6), torch.zeros(5, dtype=torch.int64)
+    with torch.no_grad():
+        model[2].bias[0] += 3  # nothing breaks: every sample goes all the way
+    radius = torch.tensor([0.0, 0.01, 0.1, 0.3, 0.7])
+    attack = PGD(norm, 0.5, 10, random_start=False)
+    together = attack.attack(model, x, y, radius=radius)
+    for k, r in enumerate(radius.tolist()):
+        alone = PGD(norm, r, 10, random_start=False).attack(model, x[k : k + 1], y[k : k + 1])
+        torch.testing.assert_close(together.inputs[k], alone.inputs[0], atol=1e-3, rtol=0)
+        moved = together.inputs[k] - x[k]
+        size = moved.abs().max() if norm == "max" else moved.norm()
+        assert float(size) <= r + 1e-6
+        assert r == 0 or float(size) > 0.5 * r
+    with pytest.raises(ShapeError, match="one radius an image"):
+        attack.attack(model, x, y, radius=radius[:2])
+    with pytest.raises(ShapeError, match="one radius an image"):
+        attack.attack(model, x, y, radius=-radius)

@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from wellposed.certify.equilibria import equilibrium, logit_gaps
-from wellposed.certify.pairwise import PairwiseL2, active_part, tuned_multiplier
+from wellposed.certify.pairwise import (
+    PairwiseL2,
+    active_part,
+    certified_radius,
+    tuned_multiplier,
+)
 from wellposed.certify.wellposed import monotone_witness, wellposedness
 from wellposed.core.activations import LeakyReLU
 from wellposed.core.network import Network
@@ -170,9 +175,11 @@ def test_no_point_within_a_certified_radius_has_another_class(activation):
     witness, x = wellposedness(net), 2 * rand(60, 4, seed=1)
     label = net.output(equilibrium(net, x, witness).z, x).argmax(1)
     proof = PairwiseL2.of(net, lam)
-    radius = proof.certified_radius(logit_gaps(net, x, label, witness).lower, label)
+    radius = certified_radius(logit_gaps(net, x, label, witness).lower, label, proof.pairs())
     assert float(radius.min()) > 0
-    gaps = proof.certified_radius(logit_gaps(net, x, (label + 1) % 4, witness).lower, label)
+    gaps = certified_radius(
+        logit_gaps(net, x, (label + 1) % 4, witness).lower, label, proof.pairs()
+    )
     for k in range(8):
         way = rand(60, 4, seed=k + 5)
         near = x + way / way.norm(dim=1, keepdim=True) * radius[:, None] * 0.999

@@ -123,6 +123,20 @@ def test_an_iterate_from_inside_is_no_post_fixed_point() -> None:
     assert bool(post_fixed(network, region, wide))
 
 
+def test_the_image_holds_the_dip_beside_identity_neurons() -> None:
+    # v_1 = gelu(v_0), which is smallest inside [-2, 0]
+    W = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+    network = Network.of(
+        W, torch.zeros(2, 1), torch.zeros(2), torch.eye(2), torch.zeros(2),
+        activation=GELU(), linear=torch.tensor([False, True]),
+    )  # fmt: skip
+    box = Box(torch.tensor([[-2.0, -1.0]]).double(), torch.tensor([[0.0, 1.0]]).double())
+    image = interval_image(network, Box(torch.zeros(1, 1), torch.zeros(1, 1)), box)
+    assert float(image.lower[0, 1]) == pytest.approx(-0.169971, abs=1e-6)
+    assert float(image.lower[0, 1]) < float(GELU()(torch.tensor(-0.7517916).double()))
+    assert float(image.upper[0, 1]) == pytest.approx(0, abs=1e-12)
+
+
 def test_the_witness_chooses_the_method() -> None:
     region = Box.around(torch.zeros(1, 3), 1e-3)
     small = contraction(4)

@@ -18,7 +18,7 @@ from wellposed.certify.krawczyk import (
 )
 from wellposed.certify.krawczyk_cell import krawczyk_cell
 from wellposed.certify.system import Neurons
-from wellposed.core.activations import GELU, Activation, LeakyReLU, ReLU, Softplus, Tanh
+from wellposed.core.activations import GELU, Activation, LeakyReLU, ReLU, SiLU, Softplus, Tanh
 from wellposed.core.network import Network
 from wellposed.core.sets import Ball, Box
 from wellposed.errors import ShapeError
@@ -121,6 +121,28 @@ def test_boxes_hold_the_attacked_branch(activation: Activation, steps: int) -> N
     held = ((v >= found.box.lower - 1e-9) & (v <= found.box.upper + 1e-9)).all(-1)
     assert (held | ~near | ~found.exists).all()
     assert near[:, found.unique].all()  # a contraction: the branch of the samples is the only one
+
+
+@pytest.mark.parametrize("activation", [GELU(), SiLU()], ids=lambda a: a.name)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_slopes_of_the_box_prove_what_slopes_of_the_line_do_not(
+    activation: Activation, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    network = draw(seed, 8, 2, 1.5, activation)
+    region = Box.around(torch.zeros(1, 2), 0.02)
+    found = krawczyk(network, region)
+    assert bool(found.unique[0])
+    x = region.centre + region.radius * (2 * torch.rand(200, 2, generator=g).double() - 1)
+    v = approximate_equilibrium(network, x)
+    assert ((v >= found.box.lower) & (v <= found.box.upper)).all()
+
+    def everywhere(_: Activation, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = activation.slopes
+        return torch.full_like(lower, low), torch.full_like(upper, high)
+
+    monkeypatch.setattr(type(activation), "slope_range", everywhere)
+    assert not bool(krawczyk(network, region).exists[0])
 
 
 def test_exact_where_no_neuron_is_open() -> None:
