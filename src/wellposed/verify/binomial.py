@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from math import floor
 
-from scipy.special import betaincinv
-
 from wellposed.errors import ConfigError
 
 
@@ -26,6 +24,8 @@ def proportion_lower(successes: int, trials: int, alpha: float) -> float:
         [1] Clopper, Pearson. The use of confidence or fiducial limits illustrated in the case of
         the binomial. Biometrika 26, 1934.
     """
+    from scipy.special import betaincinv
+
     if not 0 <= successes <= trials or trials < 1:
         raise ConfigError(f"Got {successes} successes of {trials} trials.")
     if not 0 < alpha < 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import inf
 from time import perf_counter
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor
@@ -14,13 +14,15 @@ from wellposed.certify.dual import Rows, dual_bound
 from wellposed.core.sets import Box
 from wellposed.errors import ConfigError, ShapeError
 from wellposed.verify.bounding import Ascent
-from wellposed.verify.exact import Programme
 from wellposed.verify.extreme import Inputs
 from wellposed.verify.nodes import Nodes
 from wellposed.verify.problem import Answer as Answer
 from wellposed.verify.problem import Budget as Budget
 from wellposed.verify.problem import Problem as Problem
 from wellposed.verify.reduced import Reduced
+
+if TYPE_CHECKING:
+    from wellposed.verify.exact import Programme
 from wellposed.verify.tree import Tree
 from wellposed.verify.witness import Probe, proved_values
 
@@ -241,13 +243,19 @@ class _Search:
             p[late] = self.ascent.run(nodes.select(late), 20 * self.budget.root, self._goal()).p
             return replace(nodes, p=p)
         if self._programme is None:
+            from wellposed.verify.exact import Programme
+
             self._programme = Programme(self.reduced, Box(region.lower[0], region.upper[0]))
         for i in late.tolist():
             found = self._programme.relax(self.rows.select(nodes.row[i : i + 1]), nodes.phases[i])
             if found.value == inf and found.excess > 0:
-                # bounds add up: this multiplier, as often as it takes to pass the goal
-                missing = float(goal[i] - nodes.bound[i])
-                p[i] += found.p * (2 * min(missing, 1e9) + 1) / found.excess
+                # bounds add up: the ray, as often as it takes to pass the goal; not on top of what
+                # the ascent found, which has no maximum here and may be astronomic
+                base = self.ascent.value(
+                    nodes.row[i : i + 1], nodes.phases[i : i + 1], 0 * p[i : i + 1]
+                )
+                missing = max(0.0, float(goal[i] - base[0]))
+                p[i] = found.p * (2 * missing + 1) / found.excess
             else:
                 p[i] = found.p
                 # exact here: no descent may talk it out of a counter-example

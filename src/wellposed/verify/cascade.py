@@ -60,8 +60,8 @@ def verify(
         region: A batch of B regions, one around each input.
         budget: Of branch and bound, for each input; a `Budget` of 0 seconds branches nothing.
         attack: Tried first on modules; by default 20 steps of projected gradient descent within
-            the region, from inputs in [0, 1]. Elsewhere only the input itself is tried, and what
-            branching meets.
+            the region of each input, from inputs in [0, 1]. Elsewhere only the input itself is
+            tried, and what branching meets.
         until: The last tier that is tried.
         domain: Smallest and largest value of an input; `None` for no limits.
         progress: Called with how many inputs are done and how many there are.
@@ -204,7 +204,11 @@ class _Chunk:
             for k in self._wrong(x, y).nonzero()[:, 0].tolist():
                 self._refute(int(alive[k]), x[k], Tier.ATTACK)
             return
-        tried = (attack or _default_attack(self.region.select(alive), x)).attack(self.module, x, y)
+        if attack is None:
+            default, radius = _default_attack(self.region.select(alive), x)
+            tried = default.attack(self.module, x, y, radius=radius)
+        else:
+            tried = attack.attack(self.module, x, y)
         for k in tried.success.nonzero()[:, 0].tolist():
             i = int(alive[k])
             box = self.region.box
@@ -242,8 +246,7 @@ class _Chunk:
 
     def _tightened(self, alive: Tensor) -> Tensor:
         assert self.scope is not None
-        slots = torch.tensor([self._slots[int(i)] for i in alive])
-        scope, system = self.scope.select(slots), self.task.system
+        scope, system = self._scopes(alive), self.task.system
         is_open = (scope.lower < 0) & (scope.upper > 0) & ~system.neurons.linear
         # two rows a neuron: where there are too many, what is known has to do
         few = is_open.sum(1) <= MOST_OPEN
@@ -261,7 +264,7 @@ class _Chunk:
         index, rows = self._pairs(alive)
         best = lower.flatten().clone()
         left = (torch.maximum(best, self.best[alive].flatten()) <= 0).nonzero()[:, 0]
-        for at in left.split(64):
+        for at in left.split(64) if len(left) else ():
             scope, some = self._scopes(index[at]), rows.select(at)
             _, p = crown(self.task.system, scope, some)
             best[at] = improve(self.task.system, scope, some, p, steps=ASCENT)[1]
@@ -300,7 +303,9 @@ class _Chunk:
 
     def _scopes(self, index: Tensor) -> Scope:
         assert self.scope is not None
-        return self.scope.select(torch.tensor([self._slots[int(i)] for i in index]))
+        # a list of no numbers would make a tensor of floats
+        slots = torch.tensor([self._slots[int(i)] for i in index], dtype=torch.long)
+        return self.scope.select(slots)
 
     def _count_unstable(self, alive: Tensor) -> None:
         assert self.scope is not None
@@ -313,10 +318,13 @@ def _batches(index: Tensor, rows: Rows, size: int = 2048) -> list[tuple[Tensor, 
     return [(index[at], rows.select(at)) for at in torch.arange(len(index)).split(size)]
 
 
-def _default_attack(region: Region, x: Tensor) -> PGD:
-    """Within the smallest ball around the inputs that covers the regions."""
+def _default_attack(region: Region, x: Tensor) -> tuple[PGD, Tensor]:
+    """Within the smallest ball around each input that covers its own region."""
     # from the inputs themselves: verdicts depend on no generator and on no batch mates
     if isinstance(region, Ball):
-        return PGD("2", float(region.radius.amax()), random_start=False)
-    away = torch.maximum(region.upper - x.double(), x.double() - region.lower)
-    return PGD("max", float(away.amax().clamp(min=0)), random_start=False)
+        # a projected point lies on the rim up to rounding, and one beyond it proves nothing
+        norm, radius = "2", region.radius * (1 - 8 * torch.finfo(x.dtype).eps)
+    else:
+        away = torch.maximum(region.upper - x.double(), x.double() - region.lower)
+        norm, radius = "max", away.flatten(1).amax(1).clamp(min=0)
+    return PGD(norm, float(radius.amax()), random_start=False), radius

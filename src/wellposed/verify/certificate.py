@@ -8,131 +8,34 @@ rejected by the checker.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from wellposed.certify.wellposed import Wellposed, max_norm_margin
 from wellposed.core.network import Network
 from wellposed.core.sets import Ball, Box, Region
-from wellposed.errors import DataError, ShapeError
+from wellposed.errors import DataError
 from wellposed.files.atomic import write_atomic
 from wellposed.files.npz import arrays
+from wellposed.verify.proof import Bounds as Bounds
+from wellposed.verify.proof import Forest as Forest
+from wellposed.verify.proof import Proof as Proof
 from wellposed.verify.statement import Statement
 
-FORMAT = 1
+FORMAT = 2
 """Version of the file format."""
 
 SAFE = 0.99
 """Part of the margin that is written: the checker proves it by a method with a slack of its own."""
 
 _ALWAYS = ("format", "digest", "lower", "upper", "point", "anchor")
-_BOUNDS = ("multiplier", "neuron", "side", "stage")
-_INTEGERS = ("format", "label", "clause", "bound_neuron", "bound_side", "bound_stage", "tree")
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Bounds:
-    """Preactivation bounds with the multipliers that prove them, in stages.
-
-    Stage 0 proves containment: from the assumption ``lower <= v <= upper`` its rows prove bounds
-    strictly inside, for every neuron and both sides; these replace the assumption. Each later
-    stage uses the bounds of the one before, and may name any neurons.
-
-    Args:
-        lower: Of the box that is assumed in stage 0, shape (n,).
-        upper: Likewise.
-        multiplier: ``p``, one row a bound, shape (T, n), float32 or float64; any value is sound.
-        neuron: Which preactivation is bounded, shape (T,), integers.
-        side: +1 where the row bounds it from below, -1 from above, shape (T,), integers.
-        stage: Shape (T,), integers from 0.
-    """
-
-    lower: Tensor
-    upper: Tensor
-    multiplier: Tensor
-    neuron: Tensor
-    side: Tensor
-    stage: Tensor
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Forest:
-    """One binary tree of case distinctions for each clause of the statement.
-
-    Args:
-        tree: The trees one after the other, each in preorder, shape (N,), integers: ``i >= 0``
-            splits neuron ``i``, followed by the tree for ``v_i <= 0`` and then that for
-            ``v_i >= 0``; ``-1`` is a leaf.
-        multiplier: ``p`` of each leaf in order of appearance, shape (L, n), float32 or float64.
-        mix: Nonnegative weights of the statement's rows at each leaf, shape (L, R), zero outside
-            of the leaf's clause: the leaf proves that the weighted sum of the rows is positive,
-            hence some row is. All zero proves that the case is empty.
-    """
-
-    tree: Tensor
-    multiplier: Tensor
-    mix: Tensor
-
-    @classmethod
-    def of_rows(cls, trees: Sequence[Tensor], multipliers: Sequence[Tensor]) -> Forest:
-        """The forest of a statement whose clauses have one row each, such as a label's.
-
-        Args:
-            trees: One a clause, in preorder as above.
-            multipliers: Of its leaves in order of appearance, shape (leaves, n).
-        """
-        counts = torch.tensor([len(p) for p in multipliers])
-        clause = torch.arange(len(counts)).repeat_interleave(counts)
-        mix = torch.nn.functional.one_hot(clause, len(counts)).double()
-        return cls(torch.cat(list(trees)), torch.cat(list(multipliers)), mix)
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Proof:
-    """A verdict with its evidence: verified if it has bounds and a forest, else falsified.
-
-    Args:
-        digest: Of the network, from ``Network.digest``.
-        region: Where the statement is claimed, a batch of one: shape (1, d) or (1, *shape).
-        statement: On the outputs.
-        wellposed: Witness of well-posedness.
-        point: An input inside of the region, shape (d,): any, such as its centre; for a falsified
-            statement the counter-example.
-        anchor: The approximate equilibrium at `point`, shape (n,).
-        bounds: On the preactivations over the region; `None` if falsified.
-        forest: Proof of the statement; `None` if falsified.
-
-    Raises:
-        ShapeError: There are bounds without a forest, a forest without bounds, or not one region.
-    """
-
-    digest: str
-    region: Region
-    statement: Statement
-    wellposed: Wellposed
-    point: Tensor
-    anchor: Tensor
-    bounds: Bounds | None = None
-    forest: Forest | None = None
-
-    def __post_init__(self) -> None:
-        if (self.bounds is None) != (self.forest is None):
-            raise ShapeError("A proof has both bounds and a forest (verified), or neither.")
-        if len(self.region.box.lower) != 1:
-            raise ShapeError(
-                f"A proof speaks about one region, a batch of shape (1, ...), got "
-                f"{self.region.shape}."
-            )
+_BOUNDS = ("neuron", "side", "stage", "tree", "multiplier")
+_INTEGERS = ("clause", "tree", "bound_neuron", "bound_side", "bound_stage", "bound_tree")
 
 
 def save_certificate(path: Path, proof: Proof) -> None:
@@ -145,7 +48,8 @@ def save_certificate(path: Path, proof: Proof) -> None:
         DataError: The file cannot be written.
     """
     content = io.BytesIO()
-    np.savez(content, **_pack(proof))  # pyright: ignore[reportArgumentType]
+    # multipliers of neurons that are off are zero, and there are many
+    np.savez_compressed(content, **_pack(proof))  # pyright: ignore[reportArgumentType]
     write_atomic(path, content.getvalue())
 
 
@@ -160,10 +64,7 @@ def _pack(proof: Proof) -> dict[str, NDArray[Any]]:
     if isinstance(proof.region, Ball) and float(proof.region.radius[0]) > 0:
         ball = proof.region.flatten()
         tensors.update(centre=ball.centre[0], scale=ball.scale[0], radius=ball.radius[0])
-    if own.label is not None:
-        tensors["label"] = torch.tensor(own.label)
-    else:
-        tensors.update(rows=own.rows, offset=own.offset, clause=own.clause)
+    tensors.update(rows=own.rows, offset=own.offset, clause=own.clause)
     if proof.wellposed.kind == "max-norm":
         tensors["eta"] = proof.wellposed.weights
     else:
@@ -192,7 +93,6 @@ def load_certificate(path: Path, network: Network) -> Proof:
         DataError: The file is absent, damaged, of another version or about another network, or it
             lacks a field.
         ShapeError: Its fields do not fit together.
-        ConfigError: Its label is no class of the network.
     """
     try:
         found = arrays(path.read_bytes(), str(path), _ALWAYS)
@@ -226,10 +126,7 @@ def _unpack(found: Mapping[str, NDArray[Any]], network: Network) -> Proof:
     if "radius" in held:
         c, r, scale = held["centre"][None], held["radius"][None], held["scale"][None]
         region = Ball(c, r, lower, upper, scale=scale)
-    if "label" in held:
-        statement = Statement.of_label(int(held["label"]), network.q)
-    else:
-        statement = Statement(held["rows"], held["offset"], held["clause"])
+    statement = Statement.recognised(held["rows"], held["offset"], held["clause"])
     if "eta" in held:
         wellposed = Wellposed("max-norm", held["eta"], max_norm_margin(network.W, held["eta"]))
     else:

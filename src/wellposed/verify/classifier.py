@@ -11,20 +11,21 @@ from torch import Tensor, nn
 
 from wellposed.certify.assume import crown_enclosure
 from wellposed.certify.bounds import interval_bounds
-from wellposed.certify.box import equilibrium_box
 from wellposed.certify.centre import approximate_equilibrium
+from wellposed.certify.composed import composed_gains
 from wellposed.certify.dense import DenseSystem
 from wellposed.certify.dual import Rows, Scope
 from wellposed.certify.equilibria import equilibrium
+from wellposed.certify.interval import interval_enclosure, loop_of
+from wellposed.certify.loop import Loop
 from wellposed.certify.lower import Lowered, lower
 from wellposed.certify.system import System
 from wellposed.certify.wellposed import Wellposed, wellposedness
 from wellposed.certify.zonotope import zonotope_enclosure
-from wellposed.core.affine import Affine
 from wellposed.core.network import Network
-from wellposed.core.operators import Dense
 from wellposed.core.sets import Box, Region
 from wellposed.errors import NotCertifiableError, ShapeError
+from wellposed.verify.two_norm import better_gains
 
 DENSE_LIMIT = 1500  # neurons up to which a network is used as a matrix
 CUBIC = 200  # neurons up to which a linear system an input is cheap
@@ -38,9 +39,11 @@ class Classifier:
     Args:
         system: What is bounded.
         lowered: How a module became the system; `None` for a `Network`.
-        network: The same as matrices; `None` if it is too large.
+        network: The same as matrices; `None` if it is too large, has no states
+            or its weights are rounded.
         in_shape: Of one input.
         classes: Logits.
+        witness: That the dense network is well posed; `None` if there is no dense network.
     """
 
     system: System
@@ -48,14 +51,16 @@ class Classifier:
     network: Network | None
     in_shape: tuple[int, ...]
     classes: int
+    witness: Wellposed | None = None
 
     @staticmethod
-    def of(model: nn.Module | Network, in_shape: tuple[int, ...]) -> Classifier:
+    def of(model: nn.Module | Network, in_shape: tuple[int, ...], *, least: int = 2) -> Classifier:
         """Prepare a model once for any number of inputs.
 
         Args:
             model: A module with rules for all its layers, in evaluation mode, or explicit weights.
             in_shape: Of one input, without the batch.
+            least: Fewest outputs that make sense.
 
         Raises:
             NotCertifiableError: A layer has no rule (it is named), or nothing shows that the
@@ -65,29 +70,64 @@ class Classifier:
         if isinstance(model, Network):
             if in_shape != (model.d,):
                 raise ShapeError(f"The network has {model.d} inputs, got samples of {in_shape}.")
-            return Classifier(_dense(model), None, model, in_shape, model.q)
+            return _dense(model, None, in_shape)
         lowered = lower(model, in_shape)
         outputs = lowered.system.blocks[-1]
-        if len(outputs.shape) != 1 or outputs.size < 2:
+        if len(outputs.shape) != 1 or outputs.size < least:
             raise ShapeError(
-                f"The model's outputs have shape {outputs.shape}, expected (classes,) with two or "
-                "more classes."
+                f"The model's outputs have shape {outputs.shape}, expected a vector of {least} or "
+                "more."
             )
-        if lowered.system.n > DENSE_LIMIT:
+        stateless = len(lowered.system.blocks) == 1  # as matrices it would have no neurons at all
+        if stateless or lowered.system.n > DENSE_LIMIT or not lowered.exact:
             return Classifier(lowered.system, lowered, None, in_shape, outputs.size)
-        network = lowered.network()
-        return Classifier(_dense(network), lowered, network, in_shape, outputs.size)
+        return _dense(lowered.network(), lowered, in_shape)
 
-    @cached_property
+    @property
     def wellposed(self) -> Wellposed:
         """A verified witness that the dense network is well posed.
 
         Raises:
-            NotCertifiableError: None was found, or there is no dense network.
+            NotCertifiableError: There is no dense network.
         """
-        if self.network is None:
-            raise NotCertifiableError("The network is too large for a dense witness.")
-        return wellposedness(self.network)
+        if self.witness is None:
+            raise NotCertifiableError("The network has no exact matrix here, hence no witness.")
+        return self.witness
+
+    def pair_gains(self, scale: Tensor) -> Tensor | None:
+        """Proved 2-norm gains of all differences of logits; searched once for a scale and kept.
+
+        Args:
+            scale: What inputs are divided by before the dense network, shape (d,).
+
+        Returns:
+            Shape (classes, classes), or `None` for a network that is not shown to be monotone.
+        """
+        key = scale.numpy().tobytes()
+        if key not in self._gains and self.network is not None:
+            start = self.wellposed.weights if self.wellposed.kind == "monotone" else None
+            try:
+                composed = self._composed(scale)
+                self._gains[key] = better_gains(self.network, composed, start, scale=scale)
+            except NotCertifiableError:
+                self._gains[key] = None
+        return self._gains.get(key)
+
+    def _composed(self, scale: Tensor) -> Tensor | None:
+        """Gains by the bounds of the layers, for balls that are round in the model's inputs."""
+        if self.lowered is None or self.lowered.module is None:
+            return None
+        scaling = self.lowered.scaling
+        std = torch.ones(1) if scaling is None else scaling.std.detach().cpu()
+        round_ones = std.double().expand(self.in_shape).flatten()
+        if not torch.allclose(scale, round_ones, rtol=1e-14, atol=0.0):
+            return None
+        slack = 1 + 1e-12  # the scale was rounded on its way here
+        return composed_gains(self.lowered.module, self.in_shape, self.classes) * slack
+
+    @cached_property
+    def _gains(self) -> dict[bytes, Tensor | None]:
+        return {}
 
     def enter(self, region: Region) -> Region:
         """A batch of regions of inputs in the system's coordinates."""
@@ -133,12 +173,14 @@ class Classifier:
             box = interval_bounds(self.lowered.system, region)
             keep = slice(0, self.system.n)  # the dense network reads its outputs elsewhere
             return Box(box.lower[:, keep], box.upper[:, keep])
-        if self.lowered is None and self._contracts and self.network is not None:
-            net = self.network
-            if not bool(net.linear.any()):
-                affine = Affine(Dense(net.W), Dense(net.U), net.b, net.activation)
-                return equilibrium_box(affine, region.box, steps=30, rtol=1e-3).preactivation
+        if self.network is not None and self._contracts:
+            return interval_enclosure(self.network, region, steps=30, rtol=1e-3, loop=self._loop)
         return None
+
+    @cached_property
+    def _loop(self) -> Loop:
+        assert self.network is not None
+        return loop_of(self.network)
 
     @cached_property
     def _contracts(self) -> bool:
@@ -182,6 +224,7 @@ class Classifier:
         return Rows(row, None, torch.zeros(len(label), dtype=torch.float64))
 
 
-def _dense(network: Network) -> DenseSystem:
+def _dense(network: Network, lowered: Lowered | None, in_shape: tuple[int, ...]) -> Classifier:
     witness = wellposedness(network)
-    return DenseSystem(network, witness.weights if witness.kind == "monotone" else None)
+    metric = witness.weights if witness.kind == "monotone" else None
+    return Classifier(DenseSystem(network, metric), lowered, network, in_shape, network.q, witness)

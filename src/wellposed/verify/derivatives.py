@@ -51,6 +51,35 @@ class Derivatives:
         return (size.sum(1) * (1 - 2 * rounding(size.shape[1] + 4))).nan_to_num(0.0)
 
     @property
+    def largest(self) -> Tensor:
+        """Proved upper bounds of ``||d||_inf``, shape (N,)."""
+        return outward(self.centre.abs() + self._spread, 2).amax(1)
+
+    @property
+    def largest_floor(self) -> Tensor:
+        """Proved lower bounds of ``||d||_inf``, shape (N,)."""
+        return ((self.centre.abs() - self._spread).clamp(min=0) * (1 - 1e-15)).amax(1)
+
+    @property
+    def size(self) -> Tensor:
+        """Proved upper bounds of ``||d||_2``, shape (N,)."""
+        size = outward(self.centre.abs() + self._spread, 2)
+        return outward(outward(size.square().sum(1), size.shape[1]).sqrt(), 2)
+
+    @property
+    def size_floor(self) -> Tensor:
+        """Proved lower bounds of ``||d||_2``, shape (N,)."""
+        size = (self.centre.abs() - self._spread).clamp(min=0) * (1 - 1e-15)
+        square = size.square().sum(1) * (1 - 2 * rounding(size.shape[1] + 4))
+        return (square.sqrt() * (1 - 1e-15)).nan_to_num(0.0)
+
+    def divided(self, scale: Tensor) -> Derivatives:
+        """The derivatives with respect to inputs that were divided by `scale` before."""
+        centre = self.centre / scale
+        rest = outward(self.rest / scale, 2) + 1e-15 * centre.abs()
+        return Derivatives(centre, rest, outward(self.part / scale[:, None], 2))
+
+    @property
     def _spread(self) -> Tensor:
         return outward(self.rest + outward(self.part.sum(2), self.part.shape[2]), 2)
 

@@ -16,15 +16,18 @@ from torch import Tensor
 
 from wellposed.certify.dual import Rows, Scope
 from wellposed.certify.equilibria import equilibrium
+from wellposed.certify.system import System
 from wellposed.core.sets import Box
 from wellposed.core.spectra import TINY, outward, rounding
 from wellposed.errors import ShapeError
 from wellposed.verify.bounding import Ascent
-from wellposed.verify.branch import Budget, Problem, branch
+from wellposed.verify.branch import Answer, Budget, Problem, branch
 from wellposed.verify.extreme import Inputs
 from wellposed.verify.reduced import Reduced
 from wellposed.verify.witness import Probe
 
+SURE = 1e-10
+"""What is proved is proved with this to spare, as a part of its size."""
 _GROWTH = 1.6  # a side that was not proved moves by this factor
 
 
@@ -40,6 +43,7 @@ class Guess:
         side: 1 where ``v_i > lower_i`` was asked, -1 where ``v_i < upper_i``, shape (Q,).
         proved: Whether all were answered with yes.
         nodes: Spent on it.
+        answers: One a question, with the tree that proves it.
     """
 
     lower: Tensor
@@ -48,6 +52,7 @@ class Guess:
     side: Tensor
     proved: bool
     nodes: int
+    answers: tuple[Answer, ...]
 
 
 @torch.no_grad()
@@ -131,20 +136,27 @@ def _ask(
     )
     neuron = torch.cat([below.nonzero()[:, 0], above.nonzero()[:, 0]])
     side = torch.cat([torch.ones(int(below.sum())), -torch.ones(int(above.sum()))]).double()
-    W, U = problem.system.rows(neuron)
-    ends = torch.where(side > 0, -G.lower[0, neuron], G.upper[0, neuron])
-    sign = side[:, None]
-    offset = side * problem.network.b[neuron] + ends
-    # the offset was rounded
-    offset = offset - 1e-15 * (problem.network.b[neuron].abs() + ends.abs())
-    rows = Rows(sign * W, sign * U, offset)
+    rows = _rows(problem.system, G, neuron, side)
     inside = replace(problem, scope=Scope.of(problem.system, base.region, G))
     answers = branch(inside, rows, budget)
     good = torch.tensor([a.status == "verified" for a in answers], dtype=torch.bool)
     beyond = torch.tensor([max(0.0, -min(a.upper, 0.0)) for a in answers], dtype=torch.float64)
     nodes = sum(a.nodes for a in answers)
-    guess = Guess(G.lower[0], G.upper[0], neuron, side, bool(good.all()), nodes)
+    guess = Guess(G.lower[0], G.upper[0], neuron, side, bool(good.all()), nodes, answers)
     return guess, (~good).nonzero()[:, 0], beyond
+
+
+def questions(system: System, guess: Guess) -> Rows:
+    """What was asked about a guess: rows that are positive where ``v_i`` keeps to its side."""
+    return _rows(system, Box(guess.lower[None], guess.upper[None]), guess.neuron, guess.side)
+
+
+def _rows(system: System, G: Box, neuron: Tensor, side: Tensor) -> Rows:
+    W, U = system.rows(neuron)
+    own, sign = system.bias[neuron], side[:, None]
+    ends = torch.where(side > 0, -G.lower[0, neuron], G.upper[0, neuron])
+    # the offset is rounded, and another program has to come to the same answer
+    return Rows(sign * W, sign * U, side * own + ends - SURE * (1 + own.abs() + ends.abs()))
 
 
 def _anchor(problem: Problem) -> Box | None:

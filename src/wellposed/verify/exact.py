@@ -55,12 +55,16 @@ class Relaxed:
             empty node those of the row 0, for which they prove `excess`; multiples prove more.
         point: The minimising input, shape (d,); the centre where the node is empty.
         excess: How far an empty node is from having a point; 0 if it has one.
+        mix: Weights of the rows, not negative, of sum 1; zero for an empty node.
+        gap: ``|z_i - phi(v_i)|`` at the optimum, shape (k,).
     """
 
     value: float
     p: Tensor
     point: Tensor
-    excess: float = 0.0
+    excess: float
+    mix: Tensor
+    gap: Tensor
 
 
 @final
@@ -102,7 +106,8 @@ class Programme:
         if seconds <= 0:
             return Hint("unknown", None, 0, 0.0)
         k, d = self.reduced.k, len(self._centre)
-        cost, offset = self._cost(rows)
+        costs, offsets = self._costs(rows)
+        cost, offset = costs[0], float(offsets[0])
         s, low, high = (t.numpy() for t in self._neurons())
         eye, none = np.eye(k), np.zeros((k, d))
         scale = float(np.abs(cost).max()) or 1.0
@@ -136,25 +141,45 @@ class Programme:
         return Hint(status, point, nodes, perf_counter() - start)
 
     def relax(self, rows: Rows, phases: Tensor) -> Relaxed:
-        """The linear relaxation of a node, and its multipliers.
+        """The smallest value of the largest row on the linear relaxation of a node.
+
+        By duality it is the bound of the rows in some mixture, with the multipliers of the
+        equations.
 
         Args:
-            rows: One row, on the whole network.
+            rows: One or more, on the whole network.
             phases: 1 on, -1 off, 0 open; shape (k,).
         """
         k, d = self.reduced.k, len(self._centre)
-        cost, offset = self._cost(rows)
         triangles, limits, lower, upper = self._triangles(phases.numpy())
+        costs, offsets = self._costs(rows)
+        # one more variable, at least as large as every row
+        above = csc_array(np.hstack([costs, -np.ones((len(costs), 1))]))
+        wide = vstack([hstack([triangles, csc_array((len(limits), 1))]), above])
+        free: Array = np.array([np.inf])
         box: Array = np.stack(
-            [np.concatenate([lower, -np.ones(d)]), np.concatenate([upper, np.ones(d)])]
+            [
+                np.concatenate([lower, -np.ones(d), -free]),
+                np.concatenate([upper, np.ones(d), free]),
+            ]
         )
-        found = linprog(cost, triangles, limits, self._equation, self._right, box.T, method="highs")
+        goal = np.zeros(box.shape[1])
+        goal[-1] = 1.0
+        right = np.concatenate([limits, -offsets])
+        found = linprog(
+            goal, wide, right, self._wide(self._equation, 1), self._right, box.T, method="highs"
+        )
         if found.status == 0:
             point: Array = np.array(found.x, dtype=np.float64)
             p = torch.from_numpy(np.array(found.eqlin.marginals, dtype=np.float64))
-            return Relaxed(float(found.fun) + offset, p, self._input(point[2 * k :]))
-        p, excess = self._ray(triangles, limits, box)
-        return Relaxed(np.inf, p, torch.from_numpy(self._centre.copy()), excess)
+            mix = np.array(found.ineqlin.marginals, dtype=np.float64)[len(limits) :]
+            weights = torch.from_numpy(np.maximum(-mix, 0.0))
+            gap = torch.from_numpy(np.abs(point[k : 2 * k] - self._phi(point[:k])))
+            x = self._input(point[2 * k : -1])
+            return Relaxed(float(found.fun), p, x, 0.0, weights, gap)
+        p, excess = self._ray(triangles, limits, box[:, :-1])
+        centre, none = torch.from_numpy(self._centre.copy()), torch.zeros(len(costs)).double()
+        return Relaxed(np.inf, p, centre, excess, none, torch.zeros(k).double())
 
     def interior(self, phases: Tensor) -> Tensor | None:
         """An input of a node's relaxation, as far from the kinks of decided neurons as it goes."""
@@ -218,13 +243,18 @@ class Programme:
     def _neurons(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.reduced.slope, self.reduced.lower, self.reduced.upper
 
-    def _cost(self, rows: Rows) -> tuple[Array, float]:
-        """Coefficients of ``(v, z, e)`` and the constant."""
+    def _phi(self, v: Array) -> Array:
+        return np.maximum(v, self.reduced.slope.numpy() * v)
+
+    def _costs(self, rows: Rows) -> tuple[Array, Array]:
+        """Coefficients of ``(v, z, e)`` and the constants, one row each."""
         small = self.reduced.rows(rows)
-        s = small.input if small.input is not None else torch.zeros(1, len(self._centre))
-        s = s[0].double().numpy()
-        cost = np.concatenate([np.zeros(self.reduced.k), small.state[0].numpy(), s * self._radius])
-        return cost, float(small.offset[0]) + float(s @ self._centre)
+        count = len(small.offset)
+        s = torch.zeros(count, len(self._centre)) if small.input is None else small.input
+        s = s.double().numpy()
+        none = np.zeros((count, self.reduced.k))
+        costs = np.hstack([none, small.state.numpy(), s * self._radius])
+        return costs, small.offset.numpy() + s @ self._centre
 
     def _wide(self, matrix: csc_array, extra: int) -> csc_array:
         return csc_array(hstack([matrix, csc_array((len(self._right), extra))]))

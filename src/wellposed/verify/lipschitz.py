@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from wellposed.certify.dual import Scope, dual_bound
 from wellposed.certify.equilibria import logit_gaps
 from wellposed.certify.fallback import lipschitz_box
-from wellposed.certify.pairwise import PairwiseL2
 from wellposed.core.sets import Ball, Region
 from wellposed.core.spectra import UNIT
-from wellposed.errors import NotCertifiableError
 from wellposed.verify.classifier import Classifier
 
 
@@ -22,7 +18,7 @@ def margin_bounds(task: Classifier, labels: Tensor, region: Region) -> Tensor | 
     """Lower bounds of ``y_label - y_j`` over regions, shape (B, classes - 1).
 
     Boxes: the rows over the Lipschitz box of the states. Balls: the margin at the centre less
-    ``gain * radius`` with the pairwise gain of `PairwiseL2`, where there is one. `None` for a
+    ``gain * radius`` with the pairwise gain of `pair_gains`, where there is one. `None` for a
     network that is not dense.
 
     Args:
@@ -64,23 +60,9 @@ def _ball(task: Classifier, labels: Tensor, region: Ball, gains: Tensor) -> Tens
 
 def _pair_gains(task: Classifier, region: Ball) -> Tensor | None:
     """Gains of all differences of logits per unit of the radius; `None` without a proof."""
-    network = task.network
-    assert network is not None
     scale = region.scale[:1].flatten()
     if not bool((region.scale.flatten(1) == scale).all()):
         return None
     # the divisor that makes the ellipsoid a ball is rounded by a unit, and so is every gain
-    divisor, slack = 1 / scale, 1 + 8 * UNIT
-    for lam in _multipliers(task):
-        try:
-            return PairwiseL2.of(network, lam, scale=divisor).pairs() * slack
-        except NotCertifiableError:
-            continue
-    return None
-
-
-def _multipliers(task: Classifier) -> Iterator[Tensor]:
-    """Weights in which the network may be monotone: those of the witness, or plain ones."""
-    if task.wellposed.kind == "monotone":
-        yield task.wellposed.weights
-    yield torch.ones(task.system.n, dtype=torch.float64)
+    gains = task.pair_gains(1 / scale)
+    return None if gains is None else gains * (1 + 8 * UNIT)

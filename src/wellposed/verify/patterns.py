@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import inf
 from time import perf_counter
 from typing import final
@@ -14,14 +14,15 @@ from torch import Tensor
 
 from wellposed.certify.dual import Rows, dual_bound
 from wellposed.certify.equilibria import equilibrium
+from wellposed.certify.fallback import lipschitz_box
 from wellposed.core.sets import Box
 from wellposed.core.spectra import outward, rounding
 from wellposed.errors import ShapeError
 from wellposed.verify.derivatives import Derivatives, derivatives
-from wellposed.verify.exact import Programme
 from wellposed.verify.extreme import Inputs
 from wellposed.verify.problem import Problem
 from wellposed.verify.reduced import Reduced
+from wellposed.verify.tangent import Norm, Tangent
 
 
 @final
@@ -53,12 +54,38 @@ class Measure:
         below: Proved lower bounds.
         share: What each undecided neuron has of it, (N, d, n) to (N, n).
         goal: The search ends once the largest value is known to be at most this, or above it.
+        dual: The norm of the derivative, where the function is one; rounded up.
     """
 
     above: Callable[[Derivatives], Tensor]
     below: Callable[[Derivatives], Tensor]
     share: Callable[[Tensor], Tensor]
     goal: float | None = None
+    dual: Norm | None = None
+
+
+BATCH = 16  # cases that are divided at a time
+
+
+@final
+@dataclass(frozen=True, order=True)
+class _Node:
+    """A case of phases: 1 on, -1 off, 0 undecided; sorted by minus its upper bound."""
+
+    key: float
+    count: int
+    phases: list[int] = field(compare=False)
+    choice: int = field(compare=False)
+    moves: Tensor | None = field(compare=False)
+
+    def divided(self) -> list[_Node]:
+        """Both cases of the chosen neuron."""
+        out: list[_Node] = []
+        for side in (-1, 1):
+            phases = [*self.phases]
+            phases[self.choice] = side
+            out.append(replace(self, phases=phases))
+        return out
 
 
 def check_one(row: Rows) -> None:
@@ -75,17 +102,29 @@ class Patterns:
         problem: The network on its region.
         row: One row.
         measure: The function.
+        scale: What the inputs were divided by before the network, shape (d,); the derivative is
+            that with respect to the undivided ones.
     """
 
-    def __init__(self, problem: Problem, row: Rows, measure: Measure) -> None:
+    def __init__(
+        self, problem: Problem, row: Rows, measure: Measure, scale: Tensor | None = None
+    ) -> None:
+        from wellposed.verify.exact import Programme
+
         check_one(row)
-        self.problem, self.measure = problem, measure
+        self.problem, self.measure, self.scale = problem, measure, scale
         self.state = row.state[0]
         none = torch.zeros(problem.network.d, dtype=torch.float64)
         self.direct = none if row.input is None else row.input[0]
         scope = problem.scope
         self.reduced = Reduced.of(problem.network, Box(scope.lower[0], scope.upper[0]))
         region = scope.region
+        self.inputs = Inputs(region)
+        self._divisor = torch.ones(problem.network.d).double() if scale is None else scale
+        self._unit = problem.network.U / self._divisor
+        self._seen = torch.zeros(0, self.reduced.k, dtype=torch.int8)
+        self._most, self._count = -inf, 0
+        self._best: Tensor | None = None
         self.programme = (
             Programme(self.reduced, Box(region.lower[0], region.upper[0]))
             if isinstance(region, Box) and self.reduced.k
@@ -95,31 +134,54 @@ class Patterns:
     def run(self, tolerance: float, seconds: float, inputs: int, seed: int) -> Bracket:
         """The bracket when the ends meet or the time is over."""
         start = perf_counter()
-        lower = self._sampled(inputs, seed)
-        heap: list[tuple[float, int, list[int], int]] = []
-        count = 0
-        phases = [[0] * self.reduced.k]
-        while True:
-            tensor = torch.tensor(phases, dtype=torch.int8).reshape(len(phases), self.reduced.k)
-            for pattern, (value, choice) in zip(phases, self._bound(tensor), strict=True):
-                heapq.heappush(heap, (-value, count, pattern, choice))
-                count += 1
-            phases = []
-            while heap and not phases:
-                value, _, pattern, choice = heap[0]
-                upper = max(-value, lower)
-                if perf_counter() - start > seconds or self._over(lower, upper, tolerance):
-                    return Bracket(lower, upper)
-                occurs, point = self._occurs(pattern)
-                if occurs and point is not None:
-                    lower = max(lower, self._at(point[None]))
-                if occurs and choice < 0:
-                    return Bracket(lower, max(upper, lower))
-                heapq.heappop(heap)
-                if occurs:
-                    phases = [[*pattern[:choice], side, *pattern[choice + 1 :]] for side in (-1, 1)]
-            if not phases:
-                return Bracket(lower, lower)
+        draw = torch.Generator().manual_seed(seed)
+        lower = self._look(self._random(inputs, draw))
+        heap: list[_Node] = []
+        done = -inf  # the largest value of a case that nothing divides
+        self._push(heap, [_Node(0.0, 0, [0] * self.reduced.k, -1, self._start())])
+        while heap:
+            upper = max(-heap[0].key, done, lower)
+            if perf_counter() - start > seconds or self._over(lower, upper, tolerance):
+                return Bracket(lower, upper)
+            if done >= -heap[0].key:
+                return Bracket(lower, upper)
+            cases: list[_Node] = []
+            for _ in range(min(BATCH, len(heap))):
+                node = heapq.heappop(heap)
+                if self._met(node.phases):
+                    occurs, point = True, None
+                elif perf_counter() - start > seconds:
+                    heapq.heappush(heap, node)
+                    break
+                else:
+                    occurs, point = self._occurs(node.phases)
+                if point is not None:
+                    lower = max(lower, self._look(point[None]))
+                if occurs and node.choice < 0:
+                    done = max(done, -node.key)
+                elif occurs:
+                    cases += node.divided()
+            self._push(heap, cases)
+            lower = max(lower, self._look(self._bred(draw)))
+        return Bracket(lower, max(lower, done))
+
+    def _push(self, heap: list[_Node], nodes: list[_Node]) -> None:
+        """Bound cases and put them where they belong."""
+        if not nodes:
+            return
+        e = (
+            None
+            if nodes[0].moves is None
+            else torch.stack([n.moves for n in nodes if n.moves is not None])
+        )
+        phases = torch.tensor([n.phases for n in nodes], dtype=torch.int8)
+        values, choice, e = self._bound(phases.reshape(len(nodes), self.reduced.k), e)
+        for i, node in enumerate(nodes):
+            self._count += 1
+            # what bounds a case bounds its parts
+            value = values[i] if self._count == 1 else min(values[i], -node.key)
+            own = None if e is None else e[i]
+            heapq.heappush(heap, _Node(-value, self._count, node.phases, choice[i], own))
 
     def _over(self, lower: float, upper: float, tolerance: float) -> bool:
         goal = self.measure.goal
@@ -127,23 +189,44 @@ class Patterns:
             return upper <= goal or lower > goal
         return upper < inf and upper - lower <= tolerance * abs(upper)
 
-    def _bound(self, phases: Tensor) -> list[tuple[float, int]]:
-        """Upper bounds of nodes, and the neuron to divide next."""
+    def _start(self) -> Tensor | None:
+        """How far neurons move at most for a unit change of the inputs, whatever the phases."""
+        if self.measure.dual is None:
+            return None
+        reach = torch.ones(1, self.problem.network.d, dtype=torch.float64) / self._divisor
+        around = lipschitz_box(
+            self.problem.network, Box.around(0 * reach, reach), self.problem.wellposed
+        )
+        return outward((around.upper - around.lower)[0] / 2, 4)
+
+    def _bound(
+        self, phases: Tensor, e: Tensor | None
+    ) -> tuple[list[float], list[int], Tensor | None]:
+        """Upper bounds of nodes, the neuron to divide next, and how far neurons move."""
         scope, s, keep = self.problem.scope, self.problem.network.slope, self.reduced.keep
         low = torch.where(scope.lower[0] >= 0, 1.0, s).expand(len(phases), -1).clone()
         high = torch.where(scope.upper[0] <= 0, s, 1.0).expand(len(phases), -1).clone()
         low[:, keep] = torch.where(phases > 0, 1.0, low[:, keep])
         high[:, keep] = torch.where(phases < 0, s[keep], high[:, keep])
-        found = derivatives(self.problem.network, self.state, self.direct, low, high)
-        value = self.measure.above(found)
+        found = self._derivatives(low, high)
+        value, share = self.measure.above(found), self.measure.share(found.part)
+        if e is not None and self.measure.dual is not None:
+            tangent = Tangent(self.problem.network, self._unit, self.measure.dual)
+            e = tangent.moves(low, high, e)
+            other, share = tangent.gains((self.state, self.direct / self._divisor), low, high, e)
+            value = torch.minimum(value, other)
         if not self.reduced.k:
-            return [(float(v), -1) for v in value]
-        share = self.measure.share(found.part)[:, keep].nan_to_num(0.0, posinf=0.0)
+            return value.tolist(), [-1] * len(value), e
+        share = share[:, keep].nan_to_num(0.0, posinf=0.0)
         # without a bound every undecided neuron is as good as any other
         share = torch.where(phases == 0, share + 1e-300, -1.0)
         top, choice = share.max(1)
-        choice = torch.where(top > 0, choice, -1)
-        return [(float(v), int(c)) for v, c in zip(value, choice, strict=True)]
+        return value.tolist(), torch.where(top > 0, choice, -1).tolist(), e
+
+    def _met(self, pattern: list[int]) -> bool:
+        """Whether an input with these phases was met."""
+        wanted = torch.tensor(pattern, dtype=torch.int8)
+        return bool(((self._seen == wanted) | (wanted == 0)).all(1).any())
 
     def _occurs(self, pattern: list[int]) -> tuple[bool, Tensor | None]:
         """False if a multiplier proves that no input has these phases; else an input to try."""
@@ -163,30 +246,51 @@ class Patterns:
         proved = dual_bound(self.problem.system, scope.within(lower, upper), zero, p)
         return not float(proved[0]) > 0, None
 
-    def _sampled(self, count: int, seed: int) -> float:
-        """The largest proved value at random inputs."""
-        region = self.problem.scope.region
-        draw = torch.Generator().manual_seed(seed)
-        inputs = Inputs(region)
-        part = torch.rand(count, self.problem.network.d, generator=draw, dtype=torch.float64)
-        x = inputs.clip(inputs.lower + part * (inputs.upper - inputs.lower))
-        return self._at(x) if count else -inf
+    def _random(self, count: int, draw: torch.Generator) -> Tensor:
+        """Inputs of the region, half of them from its corners."""
+        shape = (count, self.problem.network.d)
+        part = torch.rand(shape, generator=draw, dtype=torch.float64)
+        part[::2] = part[::2].round()
+        return self.inputs.lower + part * (self.inputs.upper - self.inputs.lower)
 
-    def _at(self, x: Tensor) -> float:
-        """The largest lower bound of the function at inputs whose phases are certain."""
-        network = self.problem.network
-        index = torch.zeros(len(x), dtype=torch.long)
-        x = x[self.problem.scope.region.select(index).contains(x)]
+    def _bred(self, draw: torch.Generator) -> Tensor:
+        """The best input so far with some components drawn anew."""
+        fresh = self._random(BATCH, draw)
+        if self._best is None:
+            return fresh
+        share = torch.rand(len(fresh), 1, generator=draw, dtype=torch.float64).square()
+        change = torch.rand(fresh.shape, generator=draw, dtype=torch.float64) < share
+        return torch.where(change, fresh, self._best)
+
+    def _look(self, x: Tensor) -> float:
+        """The largest proved value at inputs; notes the best one and the phases that occur."""
         if not len(x):
             return -inf
+        x = self.inputs.clip(x)
+        values, phases = self._at(x)
+        self._seen = torch.cat([self._seen, phases[values > -inf][:, self.reduced.keep]])
+        top = int(values.argmax())
+        if float(values[top]) > self._most:
+            self._most, self._best = float(values[top]), x[top]
+        return float(values[top])
+
+    def _at(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Lower bounds of the function at inputs whose phases are certain, and these phases."""
+        network = self.problem.network
+        index = torch.zeros(len(x), dtype=torch.long)
+        inside = self.problem.scope.region.select(index).contains(x)
         z, error = equilibrium(network, x, self.problem.wellposed)
         v = network.preactivation(z, x)
         size = z.abs() @ network.W.abs().mT + x.abs() @ network.U.abs().mT + network.b.abs()
         slack = outward(error @ network.W.abs().mT, network.n + 4)
         slack = slack + outward(3 * rounding(network.n + network.d + 8) * size, 4)
-        sure = ((v.abs() > slack) | (network.slope == 1)).all(1)
-        slope = torch.where(v > 0, 1.0, network.slope)[sure]
-        if not len(slope):
-            return -inf
-        found = derivatives(network, self.state, self.direct, slope, slope)
-        return float(self.measure.below(found).amax())
+        sure = inside & ((v.abs() > slack) | (network.slope == 1)).all(1)
+        slope = torch.where(v > 0, 1.0, network.slope)
+        value = torch.full((len(x),), -inf, dtype=torch.float64)
+        if bool(sure.any()):
+            value[sure] = self.measure.below(self._derivatives(slope[sure], slope[sure]))
+        return value, torch.where(v > 0, 1, -1).to(torch.int8)
+
+    def _derivatives(self, low: Tensor, high: Tensor) -> Derivatives:
+        found = derivatives(self.problem.network, self.state, self.direct, low, high)
+        return found if self.scale is None else found.divided(self.scale)

@@ -20,7 +20,9 @@ class Budget:
     """When to stop, and how to work.
 
     Args:
-        seconds: For all rows together; 0 leaves every row unknown.
+        seconds: For all rows together, by the clock on the wall, which is what a user waits for;
+            figures of time spent, such as `Verdict.seconds`, are CPU time of this process instead,
+            and comparable between machines at work. 0 leaves every row unknown.
         nodes: For all rows together.
         batch: Nodes bounded at a time.
         root: Steps of ascent at the roots.

@@ -1,187 +1,275 @@
-"""Questions about a network on a region that bounds on cells and cases answer exactly."""
+"""Questions about a network on a region, or around inputs, with proved answers on both sides."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, prod
+from operator import index
+from time import perf_counter
 from typing import Literal, final
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from wellposed.certify.dual import Rows
-from wellposed.core.sets import Region
-from wellposed.errors import ConfigError, ShapeError
-from wellposed.verify.branch import branch
-from wellposed.verify.patterns import Bracket, Measure, Patterns, check_one
+from wellposed.core.network import Network
+from wellposed.core.sets import Box, Region
+from wellposed.errors import ConfigError, NotCertifiableError, ShapeError
+from wellposed.verify.asked import check_question
+from wellposed.verify.brackets import (
+    NormName,
+    lipschitz_bracket,
+    output_row,
+    sign_along,
+    value_brackets,
+)
+from wellposed.verify.classifier import Classifier
+from wellposed.verify.nearest import Bisection
+from wellposed.verify.nearest import Radius as Radius
+from wellposed.verify.patterns import Bracket
 from wellposed.verify.problem import Budget, Problem
 
-_NORM = Measure(lambda d: d.norm, lambda d: d.floor, lambda part: part.sum(1))
+Output = int | tuple[int, int]
 
 
 @final
 @dataclass(frozen=True)
-class Radius:
-    """The distance of the nearest counter-example.
+class Range:
+    """The values of an output on a region.
 
     Args:
-        lower: No counter-example within this radius; proved.
-        upper: One within this radius; `inf` if none was met.
-        witness: It.
+        smallest: Bracket of the smallest value.
+        largest: Bracket of the largest value.
     """
 
-    lower: float
-    upper: float
-    witness: tuple[float, ...] | None
+    smallest: Bracket
+    largest: Bracket
 
 
+@torch.no_grad()
 def output_range(
-    problem: Problem, row: Rows, *, tolerance: float = 1e-3, budget: Budget | None = None
-) -> tuple[Bracket, Bracket]:
-    """Brackets of the smallest and of the largest value of a row on the region.
-
-    Both come from branch and bound on the value: the ends of a bracket are a bound that every leaf
-    proves, and the proved value of an input. They meet within `tolerance` if the budget lasts.
-
-    Args:
-        problem: The network on its region.
-        row: One row.
-        tolerance: Wanted width of either bracket.
-        budget: For each of the two.
-
-    Raises:
-        ShapeError: There is not exactly one row.
-    """
-    check_one(row)
-    low, high = (branch(problem, side, budget, gap=tolerance)[0] for side in (row, -row))
-    return Bracket(low.lower, low.upper), Bracket(-high.upper, -high.lower)
-
-
-def smallest_radius(
-    region: Callable[[float], Region],
-    make: Callable[[Region], Problem],
-    rows: Rows,
+    model: nn.Module | Network | Classifier,
+    region: Region,
+    outputs: Sequence[Output] | None = None,
     *,
-    limit: float,
     tolerance: float = 1e-3,
     budget: Budget | None = None,
-) -> Radius:
-    """The largest radius at which all rows are positive, by bisection with proofs on both sides.
+) -> tuple[Range, ...]:
+    """The smallest and the largest value of outputs on a region, each between two proved numbers.
+
+    By branch and bound on the value: exact up to `tolerance` if the budget lasts, and a true
+    bracket whenever it ends. An input within rounding of the region counts as inside.
 
     Args:
-        region: Of a radius; a larger radius must give a larger region.
-        make: The network on a region, with proved preactivation bounds.
-        rows: What has to be positive.
-        limit: The largest radius of interest.
-        tolerance: Wanted width of the bracket.
-        budget: For every radius that is tried; an undecided radius ends the search between it and
-            what is known.
+        model: A module in evaluation mode whose layers have rules, or explicit weights.
+        region: One region: a batch of one, shape (1, *in_shape).
+        outputs: Numbers of outputs, or pairs ``(i, j)`` for differences ``y_i - y_j``; by default
+            every output.
+        tolerance: Wanted width of every bracket.
+        budget: For each end of each output.
+
+    Returns:
+        One range an output.
 
     Raises:
-        ConfigError: `limit` or `tolerance` is not positive.
+        NotCertifiableError: A layer has no rule, nothing shows that the network is well posed, or
+            it is no dense network with one-kink activations.
+        ShapeError: The region does not fit, or there is no such output.
     """
-    if not (limit > 0 and tolerance > 0):
-        raise ConfigError(f"`limit` and `tolerance` must be positive, got {limit} and {tolerance}.")
-    lower, upper = 0.0, inf
-    witness: tuple[float, ...] | None = None
-    trial, ceiling = limit, limit
-    while trial > lower:
-        answers = branch(make(region(trial)), rows, budget, every=False)
-        bad = [a for a in answers if a.status == "falsified"]
-        if bad:
-            upper, witness = min(
-                (_first_region(region, a.witness, lower, trial), tuple(a.witness.tolist()))
-                for a in bad
-                if a.witness is not None
-            )
-            ceiling = upper
-        elif all(a.status == "verified" for a in answers):
-            lower = trial
-        else:
-            # undecided here: look below, what is above stays open
-            ceiling = trial
-        if ceiling - lower <= tolerance:
-            break
-        trial = (lower + ceiling) / 2
-    return Radius(lower, upper, witness)
+    task, problem = _prepared(model, region)
+    wanted = range(task.classes) if outputs is None else outputs
+    found: list[Range] = []
+    for output in wanted:
+        row = output_row(problem, output)
+        found.append(Range(*value_brackets(problem, row, tolerance=tolerance, budget=budget)))
+    return tuple(found)
 
 
-def _first_region(
-    region: Callable[[float], Region], witness: Tensor, low: float, high: float
-) -> float:
-    """A radius whose region holds the witness, nearly the smallest one."""
-    for _ in range(20):
-        middle = (low + high) / 2
-        if bool(region(middle).contains(witness[None]).all()):
-            high = middle
-        else:
-            low = middle
-    return high
-
-
+@torch.no_grad()
 def local_lipschitz(
-    problem: Problem,
-    row: Rows,
+    model: nn.Module | Network | Classifier,
+    region: Region,
+    norm: NormName = "max",
     *,
+    output: Output | None = None,
     tolerance: float = 1e-3,
     seconds: float = 10.0,
     inputs: int = 64,
     seed: int = 0,
 ) -> Bracket:
-    """The Lipschitz constant of a row on the region for the max norm of inputs, bracketed.
+    """The Lipschitz constant on a region, from a norm of inputs to the max norm of outputs.
 
-    On a set of inputs with one phase pattern the network is affine and the constant is ``||d||_1``
-    of its derivative; on a convex region the constant is the largest over the patterns that occur.
-    Patterns are divided neuron by neuron, the case with the largest upper bound first; cases
-    without an input are dropped once a multiplier proves them empty. The lower end is the norm at
-    an input whose pattern is certain.
+    By branch and bound over phase patterns (`lipschitz_bracket`): the exact constant if it ends in
+    time, which it does for some dozens of open neurons at most, and a true bracket before that.
+    Inputs are those of the model, in front of a `Normalise`. An input within rounding of the
+    region counts as inside.
 
     Args:
-        problem: The network on its region.
-        row: One row.
+        model: A module in evaluation mode whose layers have rules, or explicit weights.
+        region: One region: a batch of one, shape (1, *in_shape).
+        norm: Of inputs: ``"max"``, ``"1"`` or ``"2"``.
+        output: The number of one output, or a pair for a difference of two; by default the largest
+            constant of all outputs.
         tolerance: Wanted relative width.
-        seconds: Time limit.
+        seconds: Time limit, for all outputs together.
         inputs: Random inputs for the lower end.
         seed: Of these.
 
     Raises:
-        ShapeError: There is not exactly one row.
+        NotCertifiableError: As for `output_range`.
+        ShapeError: The region does not fit, or there is no such output.
+        ConfigError: There is no such norm.
     """
-    return Patterns(problem, row, _NORM).run(tolerance, seconds, inputs, seed)
+    if norm not in ("max", "1", "2"):
+        raise ConfigError(f'`norm` must be "max", "1" or "2", got {norm!r}.')
+    task, problem = _prepared(model, region)
+    wanted = list(range(task.classes)) if output is None else [output]
+    start, lower, upper = perf_counter(), 0.0, 0.0
+    for k, one in enumerate(wanted):
+        share = max(0.0, seconds - (perf_counter() - start)) / (len(wanted) - k)
+        found = lipschitz_bracket(
+            problem, output_row(problem, one), norm=norm, scale=_scale(task), tolerance=tolerance,
+            seconds=share, inputs=inputs, seed=seed,
+        )  # fmt: skip
+        lower, upper = max(lower, found.lower), max(upper, found.upper)
+    return Bracket(lower, upper)
 
 
+@torch.no_grad()
 def monotone_in(
-    problem: Problem,
-    row: Rows,
-    feature: int,
+    model: nn.Module | Network | Classifier,
+    region: Region,
+    feature: int | tuple[int, ...],
+    output: Output = 0,
     *,
+    decreasing: bool = False,
     seconds: float = 10.0,
     inputs: int = 64,
     seed: int = 0,
 ) -> Literal["verified", "falsified", "unknown"]:
-    """Whether a row never decreases along an input on the region (negate it for the other way).
+    """Whether an output never decreases along one input on a region.
 
-    "Verified": the derivative is proved not negative on every phase pattern that may occur.
-    "Falsified": it is proved negative at some input. See `local_lipschitz` for the search.
+    "Verified": its derivative is proved not negative on every phase pattern that may occur.
+    "Falsified": it is proved negative at some input, or within rounding of one.
 
     Args:
-        problem: The network on its region.
-        row: One row.
-        feature: Number of the input.
+        model: A module in evaluation mode whose layers have rules, or explicit weights.
+        region: One region: a batch of one, shape (1, *in_shape).
+        feature: Number of the input, counted from 0 in the flattened input, or its place in
+            `in_shape` such as ``(0, 3, 4)``.
+        output: Number of the output, or a pair for a difference of two.
+        decreasing: Ask whether it never increases instead.
         seconds: Time limit.
         inputs: Random inputs tried.
         seed: Of these.
 
     Raises:
-        ShapeError: There is not exactly one row, or no such feature.
+        NotCertifiableError: As for `output_range`.
+        ShapeError: The region does not fit, or there is no such input or output.
     """
-    if not 0 <= feature < problem.network.d:
-        raise ShapeError(f"`feature` is {feature}, expected 0..{problem.network.d - 1}.")
-    fall = Measure(
-        lambda d: -d.lower[:, feature],
-        lambda d: -d.upper[:, feature],
-        lambda part: part[:, feature],
-        goal=0.0,
+    task, problem = _prepared(model, region)
+    row = output_row(problem, output)
+    place = _flat(feature, task.in_shape)
+    return sign_along(
+        problem, -row if decreasing else row, place, seconds=seconds, inputs=inputs, seed=seed
     )
-    found = Patterns(problem, row, fall).run(0.0, seconds, inputs, seed)
-    return "verified" if found.upper <= 0 else "falsified" if found.lower > 0 else "unknown"
+
+
+def smallest_radius(
+    model: nn.Module | Network | Classifier,
+    x: Tensor,
+    y: Tensor,
+    norm: Literal["max", "2"] = "max",
+    *,
+    limit: float = 1.0,
+    tolerance: float = 1e-3,
+    domain: tuple[float, float] | None = (0.0, 1.0),
+    budget: Budget | None = None,
+) -> tuple[Radius, ...]:
+    """The distance of the nearest input of another class, between two proved numbers.
+
+    By bisection over `verify`: a radius that is verified moves the lower end, a proved
+    counter-example the upper end to its own distance. A radius that stays undecided is not asked
+    again: the search goes on below it.
+
+    Args:
+        model: A module in evaluation mode whose layers have rules, or explicit weights.
+        x: Inputs, shape (B, *in_shape).
+        y: Labels, int64 of shape (B,).
+        norm: ``"max"`` or ``"2"``.
+        limit: The largest radius of interest.
+        tolerance: Wanted width of the bracket.
+        domain: Smallest and largest value of an input; `None` for no limits.
+        budget: Of branch and bound, for every radius that is tried.
+
+    Returns:
+        One bracket an input. A misclassified input has the radius 0.
+
+    Raises:
+        NotCertifiableError: A layer has no rule, or nothing shows that the network is well posed.
+        ShapeError: Shapes do not fit, or an input leaves the domain.
+        ConfigError: A label is no class, or `limit` or `tolerance` is not positive.
+    """
+    if not (0 < limit < inf and tolerance > 0):
+        raise ConfigError(
+            f"`limit` and `tolerance` must be positive and finite, got {limit} and {tolerance}."
+        )
+    if norm not in ("max", "2"):
+        raise ConfigError(f'`norm` must be "max" or "2", got {norm!r}.')
+    task = model if isinstance(model, Classifier) else Classifier.of(model, tuple(x.shape[1:]))
+    wide = x.detach().cpu().double()
+    check_question(task, wide, y, Box(wide, wide), domain)
+    module = model if isinstance(model, nn.Module) and domain == (0.0, 1.0) else None
+    search = Bisection(task, module, norm, (limit, tolerance), domain, budget or Budget())
+    return tuple(search.run(x[i : i + 1], y[i : i + 1]) for i in range(len(x)))
+
+
+def _prepared(
+    model: nn.Module | Network | Classifier, region: Region
+) -> tuple[Classifier, Problem]:
+    """The network on one region, with proved bounds of its neurons.
+
+    Raises:
+        NotCertifiableError: Branch and bound does not apply to it.
+        ShapeError: The region is no batch of one.
+    """
+    shape = region.box.shape
+    if len(shape) < 2 or shape[0] != 1:
+        raise ShapeError(
+            f"The region has shape {shape}, expected one region: a batch of one, (1, *in_shape).",
+            hint="`region.unsqueeze()` makes a batch of one box, `region.select` takes one of "
+            "several.",
+        )
+    task = (
+        model if isinstance(model, Classifier) else Classifier.of(model, tuple(shape[1:]), least=1)
+    )
+    if not task.branches or task.network is None:
+        why = f"{task.system.neurons.activation.name} has more than one kink"
+        if task.network is None:
+            why = f"its {task.system.n} neurons are too many, or its weights are rounded"
+        raise NotCertifiableError(
+            f"The question has no complete answer for this network: {why}.",
+            hint="`wp.enclose` bounds its outputs, `wp.lipschitz(model, region=...)` its constant.",
+        )
+    scope = task.scope(task.enter(region))
+    return task, Problem(task.network, task.system, scope, task.wellposed)
+
+
+def _scale(task: Classifier) -> Tensor | None:
+    """What the model divides its inputs by, shape (d,)."""
+    scaling = None if task.lowered is None else task.lowered.scaling
+    if scaling is None:
+        return None
+    return scaling.std.detach().cpu().double().expand(task.in_shape).flatten()
+
+
+def _flat(feature: int | tuple[int, ...], shape: tuple[int, ...]) -> int:
+    """The number of an input in the flattened input."""
+    places = feature if isinstance(feature, tuple) else (index(feature),)
+    sizes = shape if isinstance(feature, tuple) else (prod(shape),)
+    if len(places) != len(sizes) or not all(0 <= p < s for p, s in zip(places, sizes, strict=True)):
+        raise ShapeError(f"`feature` is {feature}, expected a place in inputs of shape {shape}.")
+    flat = 0
+    for place, size in zip(places, sizes, strict=True):
+        flat = flat * size + place
+    return flat

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from scipy.special import ndtri
 from torch import Tensor, nn
 
 from wellposed.certify.equilibria import (
@@ -143,6 +142,8 @@ class SmoothedClassifier:
         Raises:
             ShapeError: `x` has another shape.
         """
+        from scipy.special import ndtri
+
         if tuple(x.shape) != self.in_shape:
             raise ShapeError(f"The input has shape {tuple(x.shape)}, expected {self.in_shape}.")
         # counts for the choice and for the estimate come from separate samples

@@ -71,6 +71,15 @@ class Statement:
         zero = torch.zeros(len(others), dtype=torch.float64)
         return cls(rows, zero, torch.arange(len(others)), label)
 
+    @classmethod
+    def recognised(cls, rows: Tensor, offset: Tensor, clause: Tensor) -> Statement:
+        """The statement of these rows, with its label if it is the one that `of_label` makes."""
+        found = cls(rows, offset, clause)
+        label = int(rows[0].argmax()) if rows.shape[1] > 1 else 0
+        own = cls.of_label(label, rows.shape[1]) if rows.shape[1] > 1 else found
+        fields = zip((rows, offset, clause), (own.rows, own.offset, own.clause), strict=True)
+        return own if all(torch.equal(a, b) for a, b in fields) else found
+
     @property
     def clauses(self) -> int:
         """How many."""

@@ -71,3 +71,19 @@ class Tree:
         missing = index < 0
         multipliers[missing], bounds[missing] = 0.0, -torch.inf
         return torch.tensor(order), multipliers, bounds
+
+
+def signs(split: Tensor, n: int) -> Tensor:
+    """Of every leaf of a tree in preorder: the phases it has decided, 1, -1 or 0, shape (L, n)."""
+    found: list[Tensor] = []
+    stack = [torch.zeros(n, dtype=torch.int8)]
+    for neuron in split.tolist():
+        here = stack.pop()
+        if neuron < 0:
+            found.append(here)
+            continue
+        for phase in (1, -1):
+            case = here.clone()
+            case[neuron] = phase
+            stack.append(case)
+    return torch.stack(found)

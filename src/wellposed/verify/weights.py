@@ -81,7 +81,9 @@ def export_network(network: Network, path: Path) -> None:
         packed: dict[str, NDArray[Any]] = {name: t.numpy() for name, t in held.items()}
         packed |= {name: np.array(text) for name, text in texts.items()}
         content = io.BytesIO()
-        np.savez(content, **packed)  # pyright: ignore[reportArgumentType]
+        # a network of several layers is mostly zeros as one matrix
+        sparse = 2 * int(torch.count_nonzero(network.W)) < network.W.numel()
+        (np.savez_compressed if sparse else np.savez)(content, **packed)  # pyright: ignore[reportArgumentType]
         write_atomic(path, content.getvalue())
     else:
         raise DataError(

@@ -19,7 +19,7 @@ from wellposed.attacks import PGD
 from wellposed.certify.dual import Rows
 from wellposed.core.activations import Tanh
 from wellposed.core.network import Network
-from wellposed.core.sets import Box
+from wellposed.core.sets import Ball, Box
 from wellposed.errors import ConfigError, NotCertifiableError, ShapeError
 from wellposed.verify import branch as branch_module
 from wellposed.verify import cascade
@@ -39,6 +39,32 @@ def test_smooth_networks_end_before_branching() -> None:
     check(network, x, y, region, found)
     assert found.counts["verified"] >= 2
     assert found.counts["unknown"] >= 1
+
+
+def test_smooth_networks_may_have_no_margin_left_for_the_ascent() -> None:
+    network = Network.of(*weights(contracting(6)), activation=Tanh())
+    x = torch.rand(4, 3, generator=torch.Generator().manual_seed(5)).double()[1:2]
+    y, region = classes(network, x), Box.around(x, 0.35)
+    found = verify(network, x, y, region, domain=None)
+    check(network, x, y, region, found)
+    assert [v.method for v in found.verdicts] == [Tier.TIGHTENED.value]
+
+
+def test_a_linear_model_is_decided_exactly() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3)).eval()
+    x = torch.rand(6, 3)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    for radius in (0.01, 0.1, 0.3):
+        region = Box.around(x, radius).clip(0, 1)
+        found = verify(model, x, y, region)
+        W, c = model[0].weight.detach().double(), model[0].bias.detach().double()
+        rows, offset = W[y][:, None] - W, c[y][:, None] - c
+        least = region.minimum(rows) + offset
+        least = least.scatter(1, y[:, None], torch.inf).amin(1)
+        expected = ["verified" if low > 0 else "falsified" for low in least.tolist()]
+        assert [v.status for v in found.verdicts] == expected
 
 
 def test_without_a_domain() -> None:
@@ -222,3 +248,24 @@ def test_records_of_verdicts() -> None:
         names = [t.value for t in Tier]
         assert verdict.method in names
         assert set(verdict.bounds) <= set(names)
+
+
+def test_the_default_attack_keeps_to_the_radius_of_each_input() -> None:
+    """One wide region in a batch must not weaken the attack on the narrow ones."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 2, bias=False)).double()
+    with torch.no_grad():
+        # the margin is x_0 - x_1 / 2: falls below zero within 0.1 only near the first input
+        model[0].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 0.5]]))
+    x = torch.tensor([[0.45, 0.8], [0.45, 0.8], [0.9, 0.1]], dtype=torch.float64)
+    y = torch.zeros(3, dtype=torch.int64)
+    for norm in ("max", "2"):
+        radius = torch.tensor([0.05, 0.02, 0.9], dtype=torch.float64)
+        region = (
+            Box.around(x, radius[:, None]).clip(0, 1)
+            if norm == "max"
+            else Ball(x, radius, 0.0, 1.0)
+        )
+        found = verify(model, x, y, region, until=Tier.ATTACK)
+        assert [v.status for v in found.verdicts] == ["falsified", "unknown", "falsified"], norm
+        assert all(v.method == "attack" for v in found.verdicts if v.status == "falsified")

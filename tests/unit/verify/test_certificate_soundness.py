@@ -49,18 +49,19 @@ def test_rounding_is_paid_for(tmp_path):
         lower = rng.standard_normal(2)
         cert = base(net, "max-norm", lower, lower + rng.random(2), lower, {"label": np.array(0)})
         held = wellposed_check.read_network(write(tmp_path, net, cert)[1])
-        cert = wellposed_check.read_certificate(str(tmp_path / "certificate.npz"), held)
+        read = wellposed_check.read_certificate(str(tmp_path / "certificate.npz"), held)
         p = rng.standard_normal((5, 4)) * 10.0 ** rng.integers(-6, 7, (5, 4))
         low = rng.standard_normal((5, 4)) * 100
         box = low, low + 100 * rng.random((5, 4))
-        rows = np.column_stack([rng.standard_normal((5, 3)), np.zeros(5)])
-        bound = wellposed_check.dual_bound(held, cert, (held["output"], rows, abs(rows)), p, box)
-        free = dict(cert, gamma=0.0)
-        loose = wellposed_check.dual_bound(held, free, (held["output"], rows, abs(rows)), p, box)
+        rows = np.column_stack([np.zeros((5, 4)), rng.standard_normal((5, 3)), np.zeros(5)])
         for k in range(5):
-            value = exactly(net, cert, p[k], rows[k, :3], (box[0][k], box[1][k]))
-            assert Fraction(bound[k]) <= value
-            above += Fraction(loose[k]) > value
+            one, own = rows[k : k + 1], np.array([box[0][k], box[1][k]])
+            given = (one, abs(one)), p[k : k + 1], own, np.zeros((1, 4))
+            bound = wellposed_check.dual_bound(read, *given)[0]
+            loose = wellposed_check.dual_bound(dict(read, gamma=0.0), *given)[0]
+            value = exactly(net, cert, p[k], rows[k, 4:7], own)
+            assert Fraction(bound) <= value
+            above += Fraction(loose) > value
     assert above > 30
 
 
@@ -71,7 +72,7 @@ def test_well_posedness_is_checked_with_rounding(tmp_path):
                           (1.0, 1, False), (1 - 1e-10, 1, True), (0.999, 1, True)]:  # fmt: skip
         net = {"W": w * one, "U": one, "b": -10 * np.ones(1), "C": np.array([[1.0], [0.0]]),
                "D": np.zeros((2, 1)), "c": np.array([0.0, 1.0]), "slope": np.zeros(1)}  # fmt: skip
-        cert = {"format": np.array(1), "digest": np.array(digest(net)), "lower": -np.ones(1),
+        cert = {"format": np.array(2), "digest": np.array(digest(net)), "lower": -np.ones(1),
                 "upper": np.ones(1), "point": np.zeros(1), "anchor": np.zeros(1),
                 "label": np.array(0)}  # fmt: skip
         cert |= {"eta": np.ones(1)} if kind == 0 else {
@@ -96,7 +97,7 @@ def test_a_state_far_off_with_a_small_residual_is_no_counter_example(tmp_path):
     """Slow contraction: the residual is a thousandth of the error."""
     net = one_neuron(0.999, 0.001)  # z* = 1 at x = 0, hence y_0 = 0.25 > y_1
     x = np.zeros(1)
-    common = {"format": np.array(1), "digest": np.array(digest(net)), "lower": x, "upper": x,
+    common = {"format": np.array(2), "digest": np.array(digest(net)), "lower": x, "upper": x,
               "point": x, "label": np.array(0)}  # fmt: skip
     for witness in ({"eta": np.ones(1)}, {"metric": np.ones(1), "modulus": np.array(0.00099)}):
         for anchor in (0.5, 0.7, 1.0):
@@ -111,7 +112,7 @@ def test_expansive_networks_and_steep_slopes_are_refused(tmp_path):
     x = np.zeros(1)
     for net, eta in ((one_neuron(2.0, -1.0), -1.0), (one_neuron(0.5, -1.0, -0.5), 1.0),
                      (one_neuron(0.5, -1.0, 1.5), 1.0)):  # fmt: skip
-        cert = {"format": np.array(1), "digest": np.array(digest(net)), "lower": x, "upper": x,
+        cert = {"format": np.array(2), "digest": np.array(digest(net)), "lower": x, "upper": x,
                 "point": x, "anchor": x, "label": np.array(0), "eta": np.array([eta])}  # fmt: skip
         with pytest.raises(RejectedError, match=r"well-posedness|slope"):
             check(*write(tmp_path, net, cert))
@@ -126,7 +127,7 @@ def test_semidefinite_is_not_definite(tmp_path):
         W = np.eye(4) - B @ B.T
         net = {"W": W, "U": np.zeros((4, 1)), "b": -np.ones(4), "C": np.zeros((2, 4)),
                "D": np.zeros((2, 1)), "c": np.array([0.0, 1.0]), "slope": np.zeros(4)}  # fmt: skip
-        cert = {"format": np.array(1), "digest": np.array(digest(net)), "lower": x, "upper": x,
+        cert = {"format": np.array(2), "digest": np.array(digest(net)), "lower": x, "upper": x,
                 "point": x, "anchor": np.zeros(4), "label": np.array(0), "metric": np.ones(4),
                 "modulus": np.array(1e-300)}  # fmt: skip
         with pytest.raises(RejectedError, match=r"definite|well-posed"):
@@ -170,4 +171,4 @@ def test_no_multiplier_proves_more_than_is_true(tmp_path, kind):
 def check_bounds_of(folder, net, cert):
     certificate, weights = write(folder, net, cert)
     held = wellposed_check.read_network(weights)
-    return wellposed_check.check_bounds(held, wellposed_check.read_certificate(certificate, held))
+    return wellposed_check.check_bounds(wellposed_check.read_certificate(certificate, held))

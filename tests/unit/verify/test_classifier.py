@@ -79,7 +79,7 @@ def test_rows_of_a_large_module_read_its_last_block(monkeypatch: pytest.MonkeyPa
     one, _ = crown(small.system, mine[0].select(index), mine[1])
     two, _ = crown(large.system, other[0].select(index), other[1])
     torch.testing.assert_close(one, two, rtol=1e-8, atol=1e-8)
-    with pytest.raises(NotCertifiableError, match="too large"):
+    with pytest.raises(NotCertifiableError, match="no exact matrix"):
         _ = large.wellposed
     assert large.guess(torch.rand(2, 25).double()) is None
 
@@ -158,9 +158,9 @@ def test_without_any_zonotope_there_are_still_bounds(
 
 
 def test_models_that_are_no_classifiers() -> None:
-    with pytest.raises(ShapeError, match="classes"):
+    with pytest.raises(ShapeError, match="vector of 2 or more"):
         Classifier.of(nn.Linear(3, 1), (3,))
-    with pytest.raises(ShapeError, match="classes"):
+    with pytest.raises(ShapeError, match="vector of 2 or more"):
         Classifier.of(nn.Conv2d(1, 2, 3), (1, 5, 5))
     with pytest.raises(ShapeError, match="3 inputs"):
         Classifier.of(monotone(), (4,))

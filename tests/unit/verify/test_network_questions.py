@@ -11,19 +11,18 @@ from tests.unit.verify.small_nets import (
     states,
 )
 
-from wellposed.certify.dual import Rows
 from wellposed.core.sets import Box
-from wellposed.errors import ConfigError, ShapeError
+from wellposed.errors import ShapeError
+from wellposed.verify.brackets import (
+    lipschitz_bracket,
+    output_row,
+    sign_along,
+    value_brackets,
+)
 from wellposed.verify.branch import Budget, Problem
 from wellposed.verify.deciding import decide
 from wellposed.verify.derivatives import derivatives
 from wellposed.verify.enclosing import _ask, guessed_bounds
-from wellposed.verify.questions import (
-    local_lipschitz,
-    monotone_in,
-    output_range,
-    smallest_radius,
-)
 
 KINDS = [{"seed": 0, "n": 5}, {"seed": 21, "n": 5, "linear": 2}, {"seed": 22, "n": 4, "leak": 0.3}]
 
@@ -51,7 +50,7 @@ def slopes_of(net, region):
 def test_the_range_is_that_of_enumeration(kind):
     net, region, held = made(kind)
     row = first(net)
-    low, high = output_range(held, row, tolerance=1e-3, budget=Budget(seconds=20, batch=16))
+    low, high = value_brackets(held, row, tolerance=1e-3, budget=Budget(seconds=20, batch=16))
     least, most = exact_minimum(net, region, row)[0], -exact_minimum(net, region, -row)[0]
     assert low.lower - 1e-7 <= float(least) <= low.upper + 1e-7
     assert high.lower - 1e-7 <= float(most) <= high.upper + 1e-7
@@ -62,7 +61,22 @@ def test_the_range_is_that_of_enumeration(kind):
 def test_the_lipschitz_constant_is_that_of_enumeration(kind):
     net, region, held = made(kind)
     exact = float(slopes_of(net, region).abs().sum(1).max())
-    found = local_lipschitz(held, first(net), tolerance=1e-6, seconds=20)
+    found = lipschitz_bracket(held, first(net), tolerance=1e-6, seconds=20)
+    assert found.lower <= exact * (1 + 1e-9)
+    assert found.upper >= exact * (1 - 1e-9)
+    assert found.width <= 1e-5 * exact
+
+
+@pytest.mark.parametrize("kind", KINDS[:2], ids=str)
+@pytest.mark.parametrize("norm", ["1", "2"])
+def test_the_constant_for_other_norms_of_inputs_that_were_divided(kind, norm):
+    net, region, held = made(kind)
+    scale = torch.tensor([0.5, 2.0, 0.1]).double()
+    slopes = slopes_of(net, region) / scale
+    exact = float(slopes.abs().max() if norm == "1" else slopes.norm(dim=1).max())
+    found = lipschitz_bracket(
+        held, first(net), norm=norm, scale=scale, tolerance=1e-6, seconds=20
+    )  # fmt: skip
     assert found.lower <= exact * (1 + 1e-9)
     assert found.upper >= exact * (1 - 1e-9)
     assert found.width <= 1e-5 * exact
@@ -74,7 +88,7 @@ def test_monotonicity_is_that_of_enumeration(kind):
     slopes = slopes_of(net, region)
     for feature in range(net.d):
         for row, d in ((first(net), slopes), (-first(net), -slopes)):
-            answer = monotone_in(held, row, feature, seconds=20)
+            answer = sign_along(held, row, feature, seconds=20)
             assert answer == ("verified" if bool((d[:, feature] >= 0).all()) else "falsified")
 
 
@@ -109,42 +123,9 @@ def test_without_contraction_nothing_is_claimed():
 def test_out_of_time_the_lipschitz_bracket_is_wide_but_true():
     net, region, held = made(KINDS[0])
     exact = float(slopes_of(net, region).abs().sum(1).max())
-    found = local_lipschitz(held, first(net), seconds=0, inputs=0)
+    found = lipschitz_bracket(held, first(net), seconds=0, inputs=0)
     assert found.lower <= exact <= found.upper
     assert found.width > 0.01 * exact
-
-
-def test_the_smallest_radius_is_bracketed():
-    net = network(0, n=4)
-    centre = box(seed=0).centre
-
-    def region(radius):
-        return Box.around(centre, radius)
-
-    z, x, _ = states(net, centre)
-    value = float(net.output(z, x)[0, 0])
-    least = float(exact_minimum(net, region(0.5), first(net))[0])
-    # positive at the centre, not everywhere within 0.5
-    row = Rows(net.C[:1], net.D[:1], net.c[:1] - (value + least) / 2)
-    found = smallest_radius(
-        region, lambda r: problem(net, r), row, limit=2.0, tolerance=0.01,
-        budget=Budget(seconds=10, batch=16),
-    )  # fmt: skip
-    assert 0 < found.lower < found.upper <= 0.5
-    assert found.upper - found.lower <= 0.02
-    assert float(exact_minimum(net, region(found.lower), row)[0]) >= -1e-7
-    witness = torch.tensor([found.witness], dtype=torch.float64)
-    assert bool(region(found.upper).contains(witness).all())
-    z, x, _ = states(net, witness)
-    assert float(z @ row.state[0] + x @ row.input[0] + row.offset) < 0
-    safe = smallest_radius(
-        region, lambda r: problem(net, r), Rows(net.C[:1], net.D[:1], net.c[:1] + 1e4), limit=1.0
-    )
-    assert (safe.lower, safe.upper, safe.witness) == (1.0, torch.inf, None)
-    idle = smallest_radius(
-        region, lambda r: problem(net, r), row, limit=1.0, tolerance=0.3, budget=Budget(seconds=0)
-    )
-    assert (idle.lower, idle.upper, idle.witness) == (0.0, torch.inf, None)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, {"seed": 3, "n": 6, "skew": 4.0}], ids=str)
@@ -188,13 +169,14 @@ def test_guesses_need_a_budget_and_one_region():
 
 
 def test_bad_questions_are_refused():
-    net, region, held = made(KINDS[0])
+    net, _region, held = made(KINDS[0])
     with pytest.raises(ShapeError, match="One row"):
-        output_range(held, output_rows(net))
+        value_brackets(held, output_rows(net))
     with pytest.raises(ShapeError, match="feature"):
-        monotone_in(held, first(net), net.d)
-    with pytest.raises(ConfigError, match="limit"):
-        smallest_radius(lambda r: region, lambda r: held, first(net), limit=0.0)
+        sign_along(held, first(net), net.d)
+    for output in (2, -1, (0, 2), (0, 1, 0)):
+        with pytest.raises(ShapeError, match="output"):
+            output_row(held, output)
 
 
 def test_deciding_agrees_with_enumeration_from_bounds_that_are_too_wide():

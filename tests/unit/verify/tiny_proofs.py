@@ -202,10 +202,29 @@ def split_tree(net, box, v_box, goal, done=()):
     return tree, leaves
 
 
+FAR = 1e30
+
+
+def rows_of(net, cert):
+    """The certificate with a label, if it has one, written as rows."""
+    rows, offset, clause = statement_of(net, cert)
+    rest = {k: v for k, v in cert.items() if k != "label"}
+    return rest | {"rows": rows, "offset": offset, "clause": clause}
+
+
 def base(net, kind, lower, upper, point, statement):
-    return {"format": np.array(1), "digest": np.array(digest(net)), "lower": lower, "upper": upper,
+    cert = {"format": np.array(2), "digest": np.array(digest(net)), "lower": lower, "upper": upper,
             "point": point, "anchor": solve(net, point), **witness(net, kind),
             **statement}  # fmt: skip
+    return rows_of(net, cert)
+
+
+def plain_bounds(boxes, neuron, side, stage, multiplier):
+    """Fields of bounds of one leaf each."""
+    lower, upper = zip(*boxes, strict=True)
+    return {"box_lower": np.array(lower), "box_upper": np.array(upper), "bound_neuron": neuron,
+            "bound_side": side, "bound_stage": stage, "bound_multiplier": multiplier,
+            "bound_tree": np.full(len(neuron), -1)}  # fmt: skip
 
 
 def verify(net, kind, lower, upper, statement, stages=2):
@@ -235,23 +254,29 @@ def verify(net, kind, lower, upper, statement, stages=2):
             mix[own] = weights
             leaves.append((q, mix))
     neuron, side = np.tile(np.arange(n), 2), np.repeat([1, -1], n)
-    return cert | {
-        "box_lower": start[0],
-        "box_upper": start[1],
-        "bound_multiplier": np.concatenate(multipliers),
-        "bound_neuron": np.tile(neuron, stages),
-        "bound_side": np.tile(side, stages),
-        "bound_stage": np.repeat(np.arange(stages), 2 * n),
-        "tree": np.array(tree),
-        "leaf_multiplier": np.array([q for q, _ in leaves]),
-        "leaf_mix": np.array([m for _, m in leaves]),
-    }
+    far = np.full(n, FAR)
+    boxes = [start, *[(-far, far)] * (stages - 1)]
+    return (
+        cert
+        | plain_bounds(
+            boxes,
+            np.tile(neuron, stages),
+            np.tile(side, stages),
+            np.repeat(np.arange(stages), 2 * n),
+            np.concatenate(multipliers),
+        )
+        | {
+            "tree": np.array(tree),
+            "leaf_multiplier": np.array([q for q, _ in leaves]),
+            "leaf_mix": np.array([m for _, m in leaves]),
+        }
+    )
 
 
 def write(folder, net, cert):
     """Both files, as the two arguments of the checker."""
     np.savez(folder / "weights.npz", **net)
-    np.savez(folder / "certificate.npz", **cert)
+    np.savez(folder / "certificate.npz", **(rows_of(net, cert) if "label" in cert else cert))
     return str(folder / "certificate.npz"), str(folder / "weights.npz")
 
 
