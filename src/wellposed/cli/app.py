@@ -10,6 +10,7 @@ from rich.console import Console
 
 from wellposed.cli.after import attack, certify, report
 from wellposed.cli.check import check
+from wellposed.cli.compare import compare
 from wellposed.cli.env import env
 from wellposed.cli.fields import fields
 from wellposed.cli.run import run, train
@@ -29,7 +30,7 @@ def make_app() -> App:
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
-    for command in (run, train, certify, attack, verify, check, report, env, fields):
+    for command in (run, train, certify, attack, verify, check, report, compare, env, fields):
         app.command(command)
     return app
 

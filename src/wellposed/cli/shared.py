@@ -52,3 +52,20 @@ def opened(run: Path) -> Workspace:
     from wellposed.experiments.workspace import Workspace
 
     return Workspace.open(run, command_line())
+
+
+def numbers(text: str | None, flag: str) -> list[float] | None:
+    """Numbers with commas between, such as 0.01,0.02; `None` if the flag was not given.
+
+    Raises:
+        ConfigError: Something else, or a number that is no radius.
+    """
+    if text is None:
+        return None
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = [-1.0]
+    if any(not 0 < value < float("inf") for value in found):
+        raise ConfigError(f"`--{flag}` is {text!r}; expected radii above 0 such as 0.01,0.02.")
+    return found

@@ -51,7 +51,8 @@ def verify(
         eps: Radius in the unit of the inputs, or several such as 0.01,0.02.
         norm: Norm of the ball, max (or inf) or 2.
         samples: The first so many inputs; 0 for all.
-        budget: Seconds of the search over phases, for one input; 0 for no search.
+        budget: Seconds of the search over phases by the clock, for one input; 0 for no search. What
+            is reported is CPU time.
         nodes: Limit of the same search in cases.
         until: The last method to try.
         steps: Gradient steps of the attack; 0 for none.
@@ -90,7 +91,15 @@ def verify(
     network = load_network(target)
     if property is not None:
         _refuse(target, {"--eps beside --property": eps, "--data beside --property": data})
-        check_property(network, property, budget=Budget(budget, nodes), until=last, out=out)
+        place = Path("verification") / property.stem if out is None else out.parent / out.stem
+        check_property(
+            network,
+            property,
+            budget=Budget(budget, nodes),
+            until=last,
+            out=out,
+            certificates=place if certificates else None,
+        )
         return
     if data is None:
         raise ConfigError(

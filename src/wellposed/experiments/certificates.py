@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 from torch import Tensor, nn
 
 from wellposed.attacks.pairs import lipschitz_lower
-from wellposed.certify import bound_l0, bound_l1, bound_l2, bound_l3, lipschitz
+from wellposed.cells.base import AffineCell
+from wellposed.cells.contractive import ContractiveCell
+from wellposed.cells.contractive_conv import ContractiveConv2d
+from wellposed.certify import bound_l0, bound_l1, bound_l2, bound_l3, contraction, lipschitz
+from wellposed.certify.lipschitz import NormName
 from wellposed.core.affine import Affine
 from wellposed.core.norms import MaxNorm, OneNorm, TwoNorm
 from wellposed.core.operators import Dense
@@ -18,22 +23,47 @@ from wellposed.nn.equilibrium import Equilibrium
 from wellposed.nn.normalise import Normalise
 from wellposed.verify.audit import audit
 
-_NORMS = ("max", "1", "2")
+NORMS: tuple[NormName, ...] = ("max", "1", "2")
 
 
-def certify_model(model: nn.Sequential, shape: tuple[int, ...]) -> list[Record]:
+@final
+@dataclass(frozen=True)
+class Proved:
+    """What could be proved of a network, and what could not.
+
+    Args:
+        records: Certificates.
+        refused: Why there is none, by norm.
+    """
+
+    records: list[Record]
+    refused: dict[str, str]
+
+
+def certify_model(model: nn.Sequential, shape: tuple[int, ...]) -> Proved:
     """Lipschitz certificates from pixels to logits: the rules L0 to L3, then the composed bounds.
+
+    Every norm stands for itself: a network that is no max-norm contraction may have a 2-norm bound.
 
     Args:
         model: In evaluation mode.
         shape: Of one input.
-
-    Raises:
-        NotCertifiableError: Some layer has no rule.
     """
-    out: list[Record] = list(_published(model))
-    out += [lipschitz(model, norm_in=norm, in_shape=shape) for norm in _NORMS]  # pyright: ignore
-    return out
+    records: list[Record] = [*_published(model), *_factors(model)]
+    refused: dict[str, str] = {}
+    for norm in NORMS:
+        try:
+            records.append(lipschitz(model, norm_in=norm, in_shape=shape))
+        except NotCertifiableError as error:
+            refused[norm] = error.message
+    return Proved(records, refused)
+
+
+def _factors(model: nn.Sequential) -> list[Certificate]:
+    """The contraction factor of every layer that is made to contract in the 2-norm."""
+    kinds = (ContractiveCell, ContractiveConv2d)
+    layers = [layer for layer in model if isinstance(layer, Equilibrium)]
+    return [contraction(layer) for layer in layers if isinstance(layer.cell, kinds)]
 
 
 def _published(model: nn.Sequential) -> list[Certificate]:
@@ -41,10 +71,9 @@ def _published(model: nn.Sequential) -> list[Certificate]:
     layers = [layer for layer in model if not isinstance(layer, (nn.Flatten, nn.Dropout))]
     match layers:
         case [Normalise() as first, Equilibrium() as layer, nn.Linear() as last]:
-            explicit = getattr(layer.cell, "explicit", None)
-            if explicit is None or len(first.std) != 1:
+            if not isinstance(layer.cell, AffineCell) or len(first.std) != 1:
                 return []
-            affine = _in_pixels(explicit(), first.std)
+            affine = _in_pixels(layer.cell.explicit(), first.std)
             readout = Dense(last.weight.detach().double())
             out: list[Certificate] = []
             for rule in (bound_l0, bound_l1, bound_l2, bound_l3):

@@ -11,18 +11,14 @@ from typing import Any, Self, TypeVar, Union, final, get_args, get_origin
 from pydantic import Field, ValidationError, model_validator
 
 from wellposed.errors import ConfigError
+from wellposed.experiments import families
+from wellposed.experiments.families import Model
+from wellposed.experiments.families.dense import Nemon
+from wellposed.experiments.families.layer import Solve
 from wellposed.experiments.names import nearest
+from wellposed.experiments.penalties import PenaltySection, PenaltyTerm
 from wellposed.experiments.robust import Plain, Robust
-from wellposed.experiments.sections import (
-    Attacks,
-    Certified,
-    Data,
-    Model,
-    Nemon,
-    PenaltyTerm,
-    Solve,
-    Variant,
-)
+from wellposed.experiments.sections import Attacks, Certified, Data, Variant, Verified
 from wellposed.experiments.toml import to_toml
 from wellposed.training.recipe import Recipe
 from wellposed.training.settings import Settings
@@ -47,6 +43,7 @@ class Config(Settings):
         robust: What is minimised instead of the clean cross entropy.
         certified: Radii that are certified on the test images.
         attacks: What the trained network is attacked with.
+        verified: Which test images are verified after training.
         variants: Named overrides of `model`, `solve`, `training`, `penalty` and `robust`; each is
             trained. One that names another `kind` starts that section anew.
     """
@@ -58,10 +55,11 @@ class Config(Settings):
     model: Model = Nemon()
     solve: Solve = Solve()
     training: Recipe = Recipe()
-    penalty: PenaltyTerm = PenaltyTerm()
+    penalty: PenaltySection = PenaltyTerm()
     robust: Robust = Plain()
     certified: Certified = Certified()
     attacks: Attacks = Attacks()
+    verified: Verified = Verified()
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -79,7 +77,7 @@ class Config(Settings):
         """
         base = {name: getattr(self, name).model_dump() for name in _SHARED}
         if not self.variants:
-            return {self.model.kind: _checked(Variant, base)}
+            return {families.kind(self.model): _checked(Variant, base)}
         for name in self.variants:
             if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
                 raise ConfigError(

@@ -121,6 +121,9 @@ def verified_metrics(content: Any) -> dict[str, float]:
         out[f"verified_images{at}"] = e["samples"]
         if e["pgd"] is not None:
             out[f"pgd_accuracy{at}"] = e["pgd"]
+        if (files := e.get("certificates")) is not None:
+            out[f"certificates_filed{at}"] = _share(files["filed"], files["decided"])
+            out[f"certificates_accepted{at}"] = _share(files["accepted"], files["filed"])
         if e["seconds"]:
             out[f"seconds_per_image{at}"] = e["seconds"]["mean"]
     return out

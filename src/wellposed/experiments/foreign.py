@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from wellposed.core.network import Network
 from wellposed.core.records import Verdict
 from wellposed.errors import ConfigError, DataError
 from wellposed.experiments.counting import entry
+from wellposed.experiments.filing import file_property, filed
 from wellposed.experiments.ledger import Ledger
 from wellposed.experiments.question import Question, Subject
 from wellposed.experiments.shards import Shard
 from wellposed.experiments.verification import (
+    CERTIFICATES,
     FORMAT,
     clean_share,
     decide,
@@ -112,6 +115,8 @@ def verify_data(
             continue
         found = ledger.read()
         content = entry(question, [found[i] for i in range(len(subject))], clean_share(subject))
+        if certificates:
+            content["certificates"] = asdict(filed(place / CERTIFICATES, shard.world))
         entries.append(content)
         console.print(report_line(title, content), highlight=False, soft_wrap=True)
     if shard.leads:
@@ -127,6 +132,7 @@ def check_property(
     budget: Budget,
     until: Tier = Tier.BRANCHING,
     out: Path | None = None,
+    certificates: Path | None = None,
     console: Console | None = None,
 ) -> Verdict:
     """Decide a VNN-LIB property: verified (unsat), falsified (sat) with an input, or unknown.
@@ -137,6 +143,7 @@ def check_property(
         budget: Of the search, for each box of inputs that the property names.
         until: The last method.
         out: A JSON file for the verdict.
+        certificates: A folder for files for the independent checker, one for each box of inputs.
         console: Where to write.
 
     Raises:
@@ -164,4 +171,12 @@ def check_property(
         console.print(f"counter-example: {point}{more}", highlight=False, soft_wrap=True)
     if out is not None:
         write_json(out, verdict.to_dict())
+    if certificates is not None:
+        count = file_property(network, tasks, found, certificates, budget)
+        console.print(
+            f"certificates: {count.filed} of {count.decided} decided boxes have a file in "
+            f"{certificates}, {count.accepted} are accepted",
+            highlight=False,
+            soft_wrap=True,
+        )
     return verdict

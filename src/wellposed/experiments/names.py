@@ -9,6 +9,7 @@ from wellposed.core.activations import ACTIVATIONS, Activation
 from wellposed.errors import ConfigError
 from wellposed.gradients.base import Gradient
 from wellposed.gradients.implicit import Implicit
+from wellposed.gradients.random_depth import RandomDepth
 from wellposed.gradients.truncated import Neumann, OneStep, Phantom, Unrolled
 from wellposed.solvers.anderson import Anderson
 from wellposed.solvers.auto import Auto
@@ -38,6 +39,7 @@ SOLVERS: Mapping[str, Callable[[], Solver]] = {
 GRADIENTS: Mapping[str, Callable[[], Gradient]] = {
     "implicit": Implicit,
     "one-step": OneStep,
+    "random-depth": RandomDepth,
     "neumann": Neumann,
     "phantom": Phantom,
     "unrolled": Unrolled,

@@ -1,20 +1,116 @@
-"""Terms of the loss that depend on the weights alone."""
+"""The section `penalty`: terms of the loss of the weights alone, or of the equilibria."""
 
 from __future__ import annotations
 
-from wellposed.experiments.sections import PenaltyTerm
-from wellposed.training import Penalty
+from math import ceil
+from typing import Annotated, Any, Literal, final
+
+from pydantic import BeforeValidator, Field
+
+from wellposed.errors import ConfigError
+from wellposed.training import Objective, Penalty, Recipe
+from wellposed.training.certified import Ramp
+from wellposed.training.jacobian import Every, JacobianLoss, Sometimes
+from wellposed.training.objective import CrossEntropy
+from wellposed.training.settings import Settings
+
+_Part = Annotated[float, Field(ge=0, le=1)]
 
 
-def make_penalty(section: PenaltyTerm, shape: tuple[int, ...]) -> Penalty | None:
-    """The penalty of a section; `None` if its weight is 0.
+@final
+class PenaltyTerm(Settings):
+    """A term of the loss that depends on the weights alone.
+
+    Args:
+        kind: ``"lipschitz"`` for the tight certified bound in the max norm.
+        weight: Factor; 0 for no penalty.
+    """
+
+    kind: Literal["lipschitz"] = "lipschitz"
+    weight: float = Field(default=0.0, ge=0)
+
+
+@final
+class JacobianTerm(Settings):
+    """``weight * mean ||J||_F^2 / n`` at the equilibria of the equilibrium layers.
+
+    Args:
+        kind: ``"jacobian"``.
+        weight: Factor at the end of the run; 0 for no penalty.
+        first: Factor at its beginning.
+        begin: Part of the run when the factor starts to move.
+        end: Part of the run when it is reached.
+        probability: Part of the steps that take the term, at random; 1 for all.
+        every: Take it at every so many steps instead; 0 leaves it to `probability`.
+        probes: Random vectors a sample.
+    """
+
+    kind: Literal["jacobian"] = "jacobian"
+    weight: float = Field(default=1.0, ge=0)
+    first: float = Field(default=0.0, ge=0)
+    begin: _Part = 0.0
+    end: _Part = 0.0
+    probability: float = Field(default=1.0, gt=0, le=1)
+    every: int = Field(default=0, ge=0)
+    probes: int = Field(default=1, ge=1)
+
+    def model_post_init(self, context: object, /) -> None:
+        """Check the order of the two ends of the schedule, and that one frequency is named."""
+        if self.begin > self.end:
+            raise ConfigError(
+                f"`penalty.begin` is {self.begin} and `penalty.end` {self.end}; expected begin <= "
+                "end: the factor moves from the one to the other."
+            )
+        if self.every and self.probability < 1:
+            raise ConfigError(
+                f"`penalty.every` is {self.every} and `penalty.probability` {self.probability}; "
+                "only one of them can say how often the term is taken."
+            )
+
+
+def _with_kind(section: Any) -> Any:
+    """A section that names no kind is that of the Lipschitz bound."""
+    if isinstance(section, dict):
+        return {"kind": "lipschitz", **section}
+    return section
+
+
+PenaltySection = Annotated[
+    PenaltyTerm | JacobianTerm, Field(discriminator="kind"), BeforeValidator(_with_kind)
+]
+
+
+def make_penalty(section: PenaltySection, shape: tuple[int, ...]) -> Penalty | None:
+    """The penalty of the weights alone; `None` if there is none.
 
     Args:
         section: Kind and weight.
         shape: Of one input of the network.
     """
-    if not section.weight:
+    if not section.weight or not isinstance(section, PenaltyTerm):
         return None
     from wellposed.certify import lipschitz_penalty
 
     return Penalty(lambda model: lipschitz_penalty(model, in_shape=shape), section.weight)
+
+
+def penalised(
+    objective: Objective | None, section: PenaltySection, recipe: Recipe, examples: int
+) -> Objective | None:
+    """The loss with the penalty of its equilibria, if the section asks for one.
+
+    Args:
+        objective: The loss without it; `None` for the clean cross entropy.
+        section: Kind, weight, schedule and frequency.
+        recipe: Of the run.
+        examples: How many there are to learn from.
+    """
+    if not isinstance(section, JacobianTerm) or not (section.weight or section.first):
+        return objective
+    steps = recipe.epochs * ceil(examples / recipe.batch)
+    return JacobianLoss(
+        objective or CrossEntropy(recipe.label_smoothing),
+        Ramp(section.first, section.weight, section.begin, section.end),
+        Every(section.every, steps) if section.every else Sometimes(section.probability),
+        section.probes,
+    )

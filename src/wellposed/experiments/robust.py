@@ -14,6 +14,7 @@ from wellposed.training.certified import (
     Ramp,
     SmallBoxLoss,
 )
+from wellposed.training.margin import MarginLoss
 from wellposed.training.objective import Objective
 from wellposed.training.settings import Settings
 
@@ -119,6 +120,26 @@ class ConvexMixTerm(Bounded):
     steps: int = Field(default=4, ge=1)
 
 
+@final
+class MarginTerm(Settings):
+    """Cross entropy with a temperature and an offset, for networks of bounded Lipschitz constant.
+
+    Args:
+        kind: ``"margin"``.
+        offset: Taken off the logit of the label.
+        temperature: Unit of the logits.
+    """
+
+    kind: Literal["margin"] = "margin"
+    offset: float = Field(default=0.0, ge=0)
+    temperature: float = Field(default=1.0, gt=0)
+
+    @property
+    def initialise(self) -> bool:
+        """No interval is propagated."""
+        return False
+
+
 def _with_kind(section: Any) -> Any:
     """A section that names a radius and no kind is that of the interval loss."""
     if isinstance(section, dict):
@@ -127,7 +148,7 @@ def _with_kind(section: Any) -> Any:
 
 
 Robust = Annotated[
-    Plain | IntervalTerm | CrownIntervalTerm | SmallBoxTerm | ConvexMixTerm,
+    Plain | IntervalTerm | CrownIntervalTerm | SmallBoxTerm | ConvexMixTerm | MarginTerm,
     Field(discriminator="kind"),
     BeforeValidator(_with_kind),
 ]
@@ -149,3 +170,5 @@ def make_objective(section: Robust) -> Objective | None:
         case ConvexMixTerm():
             eps, alpha = section.ramp(section.eps), section.ramp(section.alpha)
             return ConvexMixLoss(eps, alpha, section.steps)
+        case MarginTerm():
+            return MarginLoss(section.offset, section.temperature)

@@ -1,10 +1,10 @@
-"""A whole experiment: train, certify, attack, audit, report."""
+"""A whole experiment: train, certify, attack, verify, audit, report."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from wellposed.experiments.steps import attack, audit, certify, report
+from wellposed.experiments.steps import attack, audit, certify, report, verify
 from wellposed.experiments.summary import record, summarise
 from wellposed.experiments.train import train
 from wellposed.experiments.workspace import Workspace
@@ -30,6 +30,7 @@ def finish(work: Workspace, *, again: bool = False, results: Path | None = None)
     """All steps after training."""
     certify(work, again=again)
     attack(work, again=again)
+    verify(work, again=again)
     audit(work)
     summary = summarise(work)
     if results is not None:

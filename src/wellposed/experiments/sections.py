@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, final
+from typing import final
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import Field
 
-from wellposed.core.activations import ACTIVATIONS
 from wellposed.errors import ConfigError
-from wellposed.experiments.names import GRADIENTS, SOLVERS, known
+from wellposed.experiments.families import Model
+from wellposed.experiments.families.dense import Nemon
+from wellposed.experiments.families.layer import Solve
+from wellposed.experiments.penalties import PenaltySection, PenaltyTerm
 from wellposed.experiments.robust import Plain, Robust
 from wellposed.training.recipe import Recipe
 from wellposed.training.settings import Settings
-
-
-def _activation(name: str) -> str:
-    known(name, ACTIVATIONS, "activation")
-    return name
-
-
-def _solver(name: str) -> str:
-    known(name, {"default": None, **SOLVERS}, "solver")
-    return name
-
-
-def _gradient(name: str) -> str:
-    known(name, GRADIENTS, "gradient")
-    return name
-
-
-ActivationName = Annotated[str, AfterValidator(_activation)]
-SolverName = Annotated[str, AfterValidator(_solver)]
-GradientName = Annotated[str, AfterValidator(_gradient)]
 
 
 @final
@@ -56,174 +38,6 @@ class Data(Settings):
 
 
 @final
-class Nemon(Settings):
-    """Equilibrium layer with a bounded logarithmic max norm, and a linear readout.
-
-    Args:
-        kind: ``"nemon"``.
-        states: Neurons of the equilibrium layer.
-        margin: Upper bound of the logarithmic norm; below 1.
-        activation: Of the layer.
-        dropout: Part of the inputs that is dropped in training.
-    """
-
-    kind: Literal["nemon"] = "nemon"
-    states: int = Field(default=100, ge=1)
-    margin: float = Field(default=0.0, lt=1)
-    activation: ActivationName = "relu"
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-
-
-@final
-class InfNorm(Settings):
-    """Equilibrium layer with ``||A||_inf <= bound`` (implicit deep learning), linear readout.
-
-    Args:
-        kind: ``"infnorm"``.
-        states: Neurons of the equilibrium layer.
-        bound: Upper bound of the max norm; below 1.
-        activation: Of the layer.
-        dropout: Part of the inputs that is dropped in training.
-    """
-
-    kind: Literal["infnorm"] = "infnorm"
-    states: int = Field(default=100, ge=1)
-    bound: float = Field(default=0.95, gt=0, lt=1)
-    activation: ActivationName = "relu"
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-
-
-@final
-class Monotone(Settings):
-    """Equilibrium layer with a strongly monotone ``I - A`` (MON), linear readout.
-
-    Args:
-        kind: ``"monotone"``.
-        states: Neurons of the equilibrium layer.
-        margin: Modulus of strong monotonicity; positive.
-        activation: Of the layer.
-        dropout: Part of the inputs that is dropped in training.
-    """
-
-    kind: Literal["monotone"] = "monotone"
-    states: int = Field(default=87, ge=1)
-    margin: float = Field(default=1.0, gt=0)
-    activation: ActivationName = "relu"
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-
-
-@final
-class Mlp(Settings):
-    """Plain network: linear, activation, linear.
-
-    Args:
-        kind: ``"mlp"``.
-        states: Hidden neurons.
-        dropout: Part of the inputs that is dropped in training.
-    """
-
-    kind: Literal["mlp"] = "mlp"
-    states: int = Field(default=100, ge=1)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-
-
-@final
-class NemonConv(Settings):
-    """Convolutional equilibrium layer, average pooling and a linear readout.
-
-    Args:
-        kind: ``"nemon-conv"``.
-        channels: Of the state.
-        kernel: Odd side of the input and state kernels.
-        stride: Of the input convolution.
-        padding: What lies outside the image.
-        pool: Side of the averaged squares before the readout; 1 for none.
-        margin: Upper bound of the logarithmic norm; below 1.
-        activation: Of the layer.
-    """
-
-    kind: Literal["nemon-conv"] = "nemon-conv"
-    channels: int = Field(default=32, ge=1)
-    kernel: int = Field(default=3, ge=1)
-    stride: int = Field(default=2, ge=1)
-    padding: Literal["zeros", "circular"] = "zeros"
-    pool: int = Field(default=2, ge=1)
-    margin: float = Field(default=0.0, lt=1)
-    activation: ActivationName = "relu"
-
-
-@final
-class NemonDeep(Settings):
-    """Strided convolutions with ReLU, a dense equilibrium layer and a linear readout.
-
-    Args:
-        kind: ``"nemon-deep"``.
-        channels: Of each convolution, in order.
-        kernel: Side of the kernels.
-        stride: Of the convolutions.
-        padding: Zeros on each side.
-        states: Neurons of the equilibrium layer.
-        margin: Upper bound of the logarithmic norm; below 1.
-        activation: Of the equilibrium layer.
-    """
-
-    kind: Literal["nemon-deep"] = "nemon-deep"
-    channels: tuple[int, ...] = (16, 32)
-    kernel: int = Field(default=4, ge=1)
-    stride: int = Field(default=2, ge=1)
-    padding: int = Field(default=1, ge=0)
-    states: int = Field(default=100, ge=1)
-    margin: float = Field(default=0.0, lt=1)
-    activation: ActivationName = "relu"
-
-
-def _with_kind(section: Any) -> Any:
-    """A model section that names no kind is that of a dense NEMON."""
-    if isinstance(section, dict):
-        return {"kind": "nemon", **section}
-    return section
-
-
-Model = Annotated[
-    Nemon | InfNorm | Monotone | Mlp | NemonConv | NemonDeep,
-    Field(discriminator="kind"),
-    BeforeValidator(_with_kind),
-]
-
-
-@final
-class Solve(Settings):
-    """How equilibria are found and differentiated.
-
-    Args:
-        solver: Name, or ``"default"`` for the cell's own.
-        gradient: Name.
-        train_rtol: Relative tolerance in training.
-        eval_rtol: Relative tolerance in evaluation.
-        max_evaluations: Budget a sample.
-    """
-
-    solver: SolverName = "default"
-    gradient: GradientName = "implicit"
-    train_rtol: float = Field(default=1e-4, gt=0, lt=1)
-    eval_rtol: float = Field(default=1e-5, gt=0, lt=1)
-    max_evaluations: int = Field(default=1000, ge=1)
-
-
-@final
-class PenaltyTerm(Settings):
-    """A term of the loss that depends on the weights alone.
-
-    Args:
-        kind: ``"lipschitz"`` for the tight certified bound in the max norm.
-        weight: Factor; 0 for no penalty.
-    """
-
-    kind: Literal["lipschitz"] = "lipschitz"
-    weight: float = Field(default=0.0, ge=0)
-
-
-@final
 class Certified(Settings):
     """Which radii are certified on the test images.
 
@@ -244,25 +58,61 @@ class Certified(Settings):
 
 
 @final
+class Verified(Settings):
+    """Which test images are verified after training, as `wellposed verify` does.
+
+    Args:
+        eps: Radii in the max norm, in pixels of [0, 1]; none by default.
+        radii: Radii in the 2-norm; none by default.
+        samples: The first so many test images; 0 for all.
+        seconds: Of the search over phases, an image; 0 for no search.
+        nodes: Limit of the same search in cases.
+        steps: Gradient steps of the attack; 0 for none.
+    """
+
+    eps: tuple[float, ...] = ()
+    radii: tuple[float, ...] = ()
+    samples: int = Field(default=200, ge=0)
+    seconds: float = Field(default=1.0, ge=0)
+    nodes: int = Field(default=100_000, ge=0)
+    steps: int = Field(default=20, ge=0)
+
+    def model_post_init(self, context: object, /) -> None:
+        """Check the radii."""
+        for name, given in (("eps", self.eps), ("radii", self.radii)):
+            if any(not e >= 0 for e in given) or len(set(given)) != len(given):
+                raise ConfigError(
+                    f"`verified.{name}` must be different radii, none negative, got {given}."
+                )
+
+
+@final
 class Attacks(Settings):
     """What the trained network is attacked with.
 
     Args:
         eps: Radii in pixels of [0, 1], increasing.
+        radii: Radii in the 2-norm, increasing; none by default.
         samples: Test images.
         steps: Of projected gradient descent.
         restarts: Of projected gradient descent.
     """
 
     eps: tuple[float, ...] = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
+    radii: tuple[float, ...] = ()
     samples: int = Field(default=500, ge=1)
     steps: int = Field(default=20, ge=1)
     restarts: int = Field(default=1, ge=1)
 
     def model_post_init(self, context: object, /) -> None:
         """Check the radii."""
-        if not self.eps or any(not e >= 0 for e in self.eps) or list(self.eps) != sorted(self.eps):
-            raise ConfigError(f"`attacks.eps` must be increasing and not negative, got {self.eps}.")
+        for name, given in (("eps", self.eps), ("radii", self.radii)):
+            if any(not e >= 0 for e in given) or list(given) != sorted(given):
+                raise ConfigError(
+                    f"`attacks.{name}` must be increasing and not negative, got {given}."
+                )
+        if not self.eps:
+            raise ConfigError("`attacks.eps` must be increasing and not negative, got ().")
 
 
 @final
@@ -280,5 +130,5 @@ class Variant(Settings):
     model: Model = Nemon()
     solve: Solve = Solve()
     training: Recipe = Recipe()
-    penalty: PenaltyTerm = PenaltyTerm()
+    penalty: PenaltySection = PenaltyTerm()
     robust: Robust = Plain()

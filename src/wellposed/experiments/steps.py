@@ -1,4 +1,4 @@
-"""What follows training: certify, attack, audit, report; each is skipped where it was done."""
+"""What follows training: each step is skipped where it was done for the same weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ from wellposed.experiments.certificates import (
     certify_model,
     estimate_model,
 )
+from wellposed.experiments.question import NormName, Question
+from wellposed.experiments.sections import Verified
+from wellposed.experiments.shards import Shard
+from wellposed.experiments.verification import Choice, verify_job
 from wellposed.experiments.workspace import Job, Workspace
+from wellposed.files.atomic import write_json
+from wellposed.verify.verdicts import Tier
 
 _POINTS = 40
 
@@ -28,11 +34,11 @@ def certify(work: Workspace, *, again: bool = False) -> None:
     """Prove Lipschitz bounds of every network and measure lower bounds beside them."""
 
     def step(job: Job, model: nn.Sequential) -> Any:
-        try:
-            records = certify_model(model, work.parts.shape)
-        except NotCertifiableError as error:
-            work.say(f"{job.title}: not certified: {error.message}")
-            records = []
+        proved = certify_model(model, work.parts.shape)
+        for norm, why in proved.refused.items():
+            work.say(f"{job.title}: not certified in the {norm}-norm: {why}")
+        note_refusals(job, "lipschitz", proved.refused)
+        records = list(proved.records)
         places = measure.spread_out(work.parts.test, _POINTS)
         records += estimate_model(model, work.parts.test.take(places).floats())
         return [record.to_dict() for record in records]
@@ -52,8 +58,10 @@ def boxes(work: Workspace, *, again: bool = False) -> None:
                 model, work.parts.test, config.certified, config.attacks, seed=job.seed
             )
         except NotCertifiableError as error:
-            work.say(f"{job.title}: not certified: {error.message}")
+            work.say(f"{job.title}: not certified by boxes: {error.message}")
+            note_refusals(job, "boxes", {"max": error.message})
             return None
+        note_refusals(job, "boxes", {})
         for eps, accuracy in zip(found["eps"], found["accuracy"], strict=True):
             work.say(f"{job.title}: {100 * accuracy:.2f} % certified by boxes at eps = {eps:g}")
         return found
@@ -66,7 +74,8 @@ def attack(work: Workspace, *, again: bool = False) -> None:
     test = work.parts.test
 
     def curves(job: Job, model: nn.Sequential) -> Any:
-        return measure.attack_curves(model, test, work.config.attacks, seed=job.seed)
+        config = work.config.attacks
+        return measure.attack_curves(model, test, config, seed=job.seed, two_norm=config.radii)
 
     def solvers(job: Job, model: nn.Sequential) -> Any:
         places = measure.spread_out(test, 1000)
@@ -78,6 +87,44 @@ def attack(work: Workspace, *, again: bool = False) -> None:
     _each(work, "attacks", curves, again=again)
     _each(work, "solvers", solvers, again=again, first_seed=True)
     _each(work, "examples", gallery, again=again, first_seed=True)
+
+
+def verify(work: Workspace, *, again: bool = False) -> None:
+    """Decide the images of the section `verified`; a network without rules is told and left out.
+
+    Raises:
+        InterruptedRunError: The user asked to stop.
+    """
+    asked = work.config.verified
+    questions = [
+        Question(radius, norm, Tier.BRANCHING, asked.seconds, asked.nodes, asked.steps)
+        for norm, radii in _norms(asked)
+        for radius in radii
+    ]
+    torch.set_num_threads(work.config.threads)
+    choice = Choice(samples=asked.samples, again=again)
+    for job in work.jobs():
+        refused: dict[str, str] = {}
+        for question in questions:
+            if question.norm in refused:
+                continue
+            try:
+                verify_job(work, job, question, choice, Shard())
+            except NotCertifiableError as error:
+                refused[question.norm] = error.message
+                name = f"{question.norm}-norm"
+                work.say(f"{job.title}: not verified in the {name}: {error.message}")
+        if questions:
+            note_refusals(job, "verification", refused)
+
+
+def _norms(asked: Verified) -> tuple[tuple[NormName, tuple[float, ...]], ...]:
+    return ("max", asked.eps), ("2", asked.radii)
+
+
+def note_refusals(job: Job, step: str, why: dict[str, str]) -> None:
+    """Keep why a step proved nothing, by norm, in ``refusals.json``."""
+    write_json(job.folder / "refusals.json", {**(job.read("refusals") or {}), step: why})
 
 
 def audit(work: Workspace) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 from wellposed.errors import CheckpointError
 from wellposed.experiments.datasets import examples
 from wellposed.experiments.models import parameters
-from wellposed.experiments.penalties import make_penalty
+from wellposed.experiments.penalties import make_penalty, penalised
 from wellposed.experiments.robust import make_objective
 from wellposed.experiments.workspace import WEIGHTS, Job, Workspace
 from wellposed.files.atomic import read_tensors
@@ -50,8 +50,7 @@ def _train_one(
     model = work.build(job)
     recipe = job.variant.training
     if not resume:
-        # weights of an earlier run must not pass for those of this one
-        (job.folder / WEIGHTS).unlink(missing_ok=True)
+        job.forget()
     steps = ceil(len(learn) / recipe.batch)
     rows = fit(
         model,
@@ -60,7 +59,9 @@ def _train_one(
         job.folder,
         validation=choose,
         penalty=make_penalty(job.variant.penalty, work.parts.shape),
-        objective=make_objective(job.variant.robust),
+        objective=penalised(
+            make_objective(job.variant.robust), job.variant.penalty, recipe, len(learn)
+        ),
         seed=job.seed,
         stamp=work.stamp(job),
         resume=resume,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, final
 
 import torch
@@ -16,7 +16,7 @@ from wellposed.errors import ConfigError, NotCertifiableError
 from wellposed.experiments.counting import entry
 from wellposed.experiments.curves import Sample, clean_margins
 from wellposed.experiments.deciding import Decider
-from wellposed.experiments.filing import file_certificates
+from wellposed.experiments.filing import Filed, file_certificates, filed
 from wellposed.experiments.ledger import Ledger
 from wellposed.experiments.question import Question, Subject
 from wellposed.experiments.shards import Shard
@@ -26,6 +26,7 @@ from wellposed.experiments.workspace import Job, Workspace
 from wellposed.training.interrupt import first_interrupt
 
 STEP = "verification"
+CERTIFICATES = "certificates"
 PIXELS = (0.0, 1.0)
 FORMAT = 1
 
@@ -147,6 +148,8 @@ def verify_job(
     found = ledger.read()
     lines = [found[i] for i in range(count)]
     content = entry(question, lines, clean_share(subject))
+    if choice.certificates:
+        content["certificates"] = asdict(filed(folder / CERTIFICATES, shard.world))
     content["gallery"] = gallery(subject, question, lines)
     _store(job, content, weights)
     work.say(report_line(title, content))
@@ -182,11 +185,11 @@ def decide(
         Decider(subject, question, ledger).run(places, watch, stop)
 
 
-def file_mine(subject: Subject, question: Question, ledger: Ledger, shard: Shard) -> int:
+def file_mine(subject: Subject, question: Question, ledger: Ledger, shard: Shard) -> Filed:
     """Write the certificate files of this process's inputs; see `file_certificates`."""
     found = ledger.read()
     lines = [found[i] for i in shard.mine(range(len(subject)))]
-    return file_certificates(subject, question, lines, ledger.folder / "certificates")
+    return file_certificates(subject, question, lines, ledger.folder / CERTIFICATES, shard.rank)
 
 
 def clean_share(subject: Subject) -> float:
@@ -207,7 +210,12 @@ def report_line(title: str, content: dict[str, Any]) -> str:
     shares = {name: 100 * number / count for name, number in content["counts"].items()}
     parts = ", ".join(f"{share:.2f} % {name}" for name, share in shares.items())
     seconds = content["seconds"]["mean"] if content["seconds"] else 0.0
-    return f"{title}: {parts} of {content['samples']:,} inputs, {seconds:.3g} CPU s each"
+    text = f"{title}: {parts} of {content['samples']:,} inputs, {seconds:.3g} CPU s each"
+    if (files := content.get("certificates")) is not None:
+        text += "; {filed} of {decided} decided have a file, {accepted} are accepted".format(
+            **files
+        )
+    return text
 
 
 def _store(job: Job, content: dict[str, Any], weights: str) -> None:

@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from time import monotonic
-from typing import Any, final
+from typing import final
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import TimeElapsedColumn
 
 from wellposed.experiments.ledger import Line
+from wellposed.training.bar import Bar
 
 EVERY = 60.0  # seconds between lines where there is no terminal
 
@@ -37,21 +31,8 @@ class Watch:
         self.title, self.total, self.console = title, total, console
         self._states = {line.index: line.verdict.status for line in known}
         self._next = monotonic() + EVERY
-        self._bar: Progress | None = None
-        self._task: Any = None
-        if console.is_terminal:
-            self._bar = Progress(
-                SpinnerColumn(),
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=30),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeElapsedColumn(),
-                console=console,
-                transient=True,
-            )
-            self._task = self._bar.add_task(title, total=total, note=self.text)
-            self._bar.update(self._task, completed=self._decided)
+        self._bar = Bar(title, total, console, (TimeElapsedColumn(),))
+        self._bar.update(self._decided, self.text)
 
     @property
     def text(self) -> str:
@@ -65,20 +46,17 @@ class Watch:
         return sum(status != "unknown" for status in self._states.values())
 
     def __enter__(self) -> Watch:
-        if self._bar is not None:
-            self._bar.start()
+        self._bar.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar.__exit__(*exception)
 
     def note(self, lines: Iterable[Line]) -> None:
         """News."""
         self._states |= {line.index: line.verdict.status for line in lines}
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._decided, note=self.text)
-        elif monotonic() >= self._next:
+        self._bar.update(self._decided, self.text)
+        if not self._bar.shown and monotonic() >= self._next:
             self._next = monotonic() + EVERY
             self.console.print(
                 f"{self.title}: {self._decided:,} of {self.total:,} decided; {self.text}",

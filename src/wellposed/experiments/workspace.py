@@ -64,6 +64,13 @@ class Job:
         path = self.folder / f"{name}.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
+    def forget(self) -> None:
+        """Drop the weights and what was measured on them: it must not pass for that of new ones."""
+        (self.folder / WEIGHTS).unlink(missing_ok=True)
+        for step in self._steps():
+            (self.folder / f"{step}.json").unlink(missing_ok=True)
+        (self.folder / "steps.json").unlink(missing_ok=True)
+
     def _steps(self) -> dict[str, str]:
         return self.read("steps") or {}
 

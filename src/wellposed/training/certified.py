@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import final
 
@@ -81,9 +82,56 @@ def box_accuracy(model: nn.Sequential, examples: Examples, eps: float, batch: in
         model.train(before)
 
 
+@dataclass(frozen=True)
+class _Boxed(Objective):
+    """A loss over boxes around the inputs, in pixels.
+
+    Args:
+        eps: Radius in the max norm; boxes are cut to [0, 1].
+    """
+
+    eps: Ramp
+
+    @override
+    def watched(self, model: nn.Module, held_out: Examples) -> dict[str, float]:
+        return {"validation_boxes": box_accuracy(chain(model), held_out, self.eps.last)}
+
+
+@dataclass(frozen=True)
+class _Mixed(_Boxed):
+    """``(1 - kappa) CE(f(x)) + kappa CE(-m)`` with margins ``m`` of its own.
+
+    Args:
+        eps: Radius in the max norm; boxes are cut to [0, 1].
+        kappa: Weight of the worst case.
+    """
+
+    kappa: Ramp
+
+    @abstractmethod
+    def margins(self, net: nn.Sequential, inputs: Tensor, labels: Tensor, done: float) -> Tensor:
+        """Lower bounds of ``logit_y - logit_j``, on the tape, shape (batch, classes)."""
+
+    @override
+    def loss(
+        self, model: nn.Module, inputs: Tensor, labels: Tensor, done: float
+    ) -> tuple[Tensor, Tensor]:
+        net, kappa = chain(model), self.kappa(done)
+        with torch.set_grad_enabled(kappa < 1):
+            logits = net(inputs)
+        clean = F.cross_entropy(logits, labels)
+        if kappa == 0:
+            return clean, logits
+        return _mix(clean, self.margins(net, inputs, labels, done), labels, kappa), logits
+
+
+def _mix(clean: Tensor, margins: Tensor, labels: Tensor, weight: float) -> Tensor:
+    return (1 - weight) * clean + weight * worst_case(margins, labels)
+
+
 @final
 @dataclass(frozen=True)
-class IntervalLoss(Objective):
+class IntervalLoss(_Mixed):
     """``(1 - kappa) CE(f(x)) + kappa CE(-m)`` with margins ``m`` of the box around ``x`` [1].
 
     With ``eps = 0`` and exact solves both terms are the clean cross entropy.
@@ -97,30 +145,14 @@ class IntervalLoss(Objective):
         robust models. 2018. arXiv 1810.12715.
     """
 
-    eps: Ramp
-    kappa: Ramp
-
     @override
-    def loss(
-        self, model: nn.Module, inputs: Tensor, labels: Tensor, done: float
-    ) -> tuple[Tensor, Tensor]:
-        net, kappa = chain(model), self.kappa(done)
-        with torch.set_grad_enabled(kappa < 1):
-            logits = net(inputs)
-        clean = F.cross_entropy(logits, labels)
-        if kappa == 0:
-            return clean, logits
-        margins = margin_bounds(net, around(inputs, self.eps(done)), labels)
-        return (1 - kappa) * clean + kappa * worst_case(margins, labels), logits
-
-    @override
-    def watched(self, model: nn.Module, held_out: Examples) -> dict[str, float]:
-        return {"validation_boxes": box_accuracy(chain(model), held_out, self.eps.last)}
+    def margins(self, net: nn.Sequential, inputs: Tensor, labels: Tensor, done: float) -> Tensor:
+        return margin_bounds(net, around(inputs, self.eps(done)), labels)
 
 
 @final
 @dataclass(frozen=True)
-class CrownIntervalLoss(Objective):
+class CrownIntervalLoss(_Mixed):
     """`IntervalLoss` with margins ``beta m_linear + (1 - beta) m_box`` [1].
 
     The tighter linear bound leads early, the cheap one that is certified late: let `beta` fall.
@@ -135,36 +167,20 @@ class CrownIntervalLoss(Objective):
         networks. ICLR 2020. arXiv 1906.06316.
     """
 
-    eps: Ramp
-    kappa: Ramp
     beta: Ramp
 
     @override
-    def loss(
-        self, model: nn.Module, inputs: Tensor, labels: Tensor, done: float
-    ) -> tuple[Tensor, Tensor]:
-        net, kappa, beta = chain(model), self.kappa(done), self.beta(done)
-        with torch.set_grad_enabled(kappa < 1):
-            logits = net(inputs)
-        clean = F.cross_entropy(logits, labels)
-        if kappa == 0:
-            return clean, logits
-        box = around(inputs, self.eps(done))
-        if beta > 0:
-            boxes, linear = crown_margins(net, box, labels)
-            margins = beta * linear + (1 - beta) * boxes
-        else:
-            margins = margin_bounds(net, box, labels)
-        return (1 - kappa) * clean + kappa * worst_case(margins, labels), logits
-
-    @override
-    def watched(self, model: nn.Module, held_out: Examples) -> dict[str, float]:
-        return {"validation_boxes": box_accuracy(chain(model), held_out, self.eps.last)}
+    def margins(self, net: nn.Sequential, inputs: Tensor, labels: Tensor, done: float) -> Tensor:
+        beta, box = self.beta(done), around(inputs, self.eps(done))
+        if beta <= 0:
+            return margin_bounds(net, box, labels)
+        boxes, linear = crown_margins(net, box, labels)
+        return beta * linear + (1 - beta) * boxes
 
 
 @final
 @dataclass(frozen=True)
-class SmallBoxLoss(Objective):
+class SmallBoxLoss(_Mixed):
     """``(1 - kappa) CE(f(x)) + kappa CE(-m)`` over a small box around an attacked point [1].
 
     The attack moves ``x`` within ``eps - tau``, ``tau = part eps``; the box of radius ``tau``
@@ -182,8 +198,6 @@ class SmallBoxLoss(Objective):
         ICLR 2023. arXiv 2210.04871.
     """
 
-    eps: Ramp
-    kappa: Ramp
     part: float = 0.4
     steps: int = 4
 
@@ -192,28 +206,16 @@ class SmallBoxLoss(Objective):
             raise ConfigError(f"`part` must lie in (0, 1], got {self.part}.")
 
     @override
-    def loss(
-        self, model: nn.Module, inputs: Tensor, labels: Tensor, done: float
-    ) -> tuple[Tensor, Tensor]:
-        net, kappa, eps = chain(model), self.kappa(done), self.eps(done)
-        with torch.set_grad_enabled(kappa < 1):
-            logits = net(inputs)
-        clean = F.cross_entropy(logits, labels)
-        if kappa == 0:
-            return clean, logits
+    def margins(self, net: nn.Sequential, inputs: Tensor, labels: Tensor, done: float) -> Tensor:
+        eps = self.eps(done)
         tau = self.part * eps
         middle = attacked(net, inputs, labels, eps - tau, self.steps)
-        margins = margin_bounds(net, around(middle, tau), labels)
-        return (1 - kappa) * clean + kappa * worst_case(margins, labels), logits
-
-    @override
-    def watched(self, model: nn.Module, held_out: Examples) -> dict[str, float]:
-        return {"validation_boxes": box_accuracy(chain(model), held_out, self.eps.last)}
+        return margin_bounds(net, around(middle, tau), labels)
 
 
 @final
 @dataclass(frozen=True)
-class ConvexMixLoss(Objective):
+class ConvexMixLoss(_Boxed):
     """``(1 - alpha) CE(f(x')) + alpha CE(-m)``: attacked point and whole box [1].
 
     ``alpha`` runs from the attacked loss, which bounds the worst case from below, to the interval
@@ -229,7 +231,6 @@ class ConvexMixLoss(Objective):
         2024. arXiv 2305.13991.
     """
 
-    eps: Ramp
     alpha: Ramp
     steps: int = 4
 
@@ -246,11 +247,7 @@ class ConvexMixLoss(Objective):
         if alpha == 0:
             return found, logits
         margins = margin_bounds(net, around(inputs, eps), labels)
-        return (1 - alpha) * found + alpha * worst_case(margins, labels), logits
-
-    @override
-    def watched(self, model: nn.Module, held_out: Examples) -> dict[str, float]:
-        return {"validation_boxes": box_accuracy(chain(model), held_out, self.eps.last)}
+        return _mix(found, margins, labels, alpha), logits
 
 
 def attacked(model: nn.Module, inputs: Tensor, labels: Tensor, eps: float, steps: int) -> Tensor:

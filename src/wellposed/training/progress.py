@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from time import monotonic
-from typing import Any, final
+from typing import final
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TextColumn, TimeRemainingColumn
+
+from wellposed.training.bar import Bar
 
 
 @final
@@ -38,49 +33,32 @@ class Display:
         console: Console | None = None,
         quiet: bool = False,
     ) -> None:
-        self.console = console or Console(quiet=quiet)
+        self.console = Console(quiet=True) if quiet else console or Console()
         self.title, self.epochs, self.steps = title, epochs, steps
         self._next = 0.0
         self._note = ""
-        self._bar: Progress | None = None
-        self._task: Any = None
-        if self.console.is_terminal and not quiet:
-            self._bar = Progress(
-                SpinnerColumn(),
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=30),
-                MofNCompleteColumn(),
-                TextColumn("steps"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=self.console,
-                transient=True,
-            )
-            self._task = self._bar.add_task(title, total=epochs * steps, note="")
+        columns = (TextColumn("steps"), TimeRemainingColumn())
+        self._bar = Bar(title, epochs * steps, self.console, columns)
 
     def __enter__(self) -> Display:
-        if self._bar is not None:
-            self._bar.start()
+        self._bar.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar.__exit__(*exception)
 
     @property
     def due(self) -> bool:
         """Whether the bar wants news; asked at each step, so it costs a clock reading at most."""
-        return self._bar is not None and monotonic() >= self._next
+        return self._bar.shown and monotonic() >= self._next
 
     def step(self, epoch: int, step: int, loss: float) -> None:
         """News from within an epoch."""
         self._next = monotonic() + 0.2
-        if self._bar is not None:
-            self._bar.update(
-                self._task,
-                completed=epoch * self.steps + step,
-                note=f"epoch {epoch + 1}/{self.epochs}  loss {loss:.4f}{self._note}",
-            )
+        self._bar.update(
+            epoch * self.steps + step,
+            f"epoch {epoch + 1}/{self.epochs}  loss {loss:.4f}{self._note}",
+        )
 
     def epoch(self, row: Mapping[str, float]) -> None:
         """One line about an epoch that is over."""

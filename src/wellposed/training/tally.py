@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from wellposed.nn.equilibrium import Equilibrium
+from wellposed.nn.hooks import watching
 from wellposed.solvers.base import AdjointReport
 
 
@@ -35,18 +36,12 @@ def counted(model: nn.Module) -> Generator[Tally]:
     """Inside this block every equilibrium layer of `model` reports to the tally."""
     tally = Tally()
 
-    def note(layer: nn.Module, inputs: object, output: object) -> None:
-        assert isinstance(layer, Equilibrium)
+    def note(layer: Equilibrium, inputs: object, output: object) -> None:
         if layer.last is None:
             return
         tally.forward.append(layer.last.evaluations)
         if layer.last.adjoint is not None:
             tally.adjoint.append(layer.last.adjoint)
 
-    layers = [layer for layer in model.modules() if isinstance(layer, Equilibrium)]
-    handles = [layer.register_forward_hook(note) for layer in layers]
-    try:
+    with watching(model, note):
         yield tally
-    finally:
-        for handle in handles:
-            handle.remove()

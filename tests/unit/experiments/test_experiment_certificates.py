@@ -24,7 +24,7 @@ def model(kind="nemon"):
 
 def test_bounds_fall_from_l0_to_l3_and_stay_above_what_is_measured():
     net = model()
-    proved = certify_model(net, (1, 4, 4))
+    proved = certify_model(net, (1, 4, 4)).records
     levels = [record.value for record in proved[:4]]
     assert levels == sorted(levels, reverse=True)
     composed = next(r for r in proved[4:] if r.norm_in == "max")

@@ -15,6 +15,7 @@ from wellposed.experiments.ledger import Effort, Ledger, Line
 from wellposed.experiments.question import Question, Subject
 from wellposed.experiments.shards import Shard, shard_of
 from wellposed.experiments.summary import job_metrics
+from wellposed.experiments.train import train
 from wellposed.experiments.verification import Choice, verify_run
 from wellposed.training.interrupt import InterruptedRunError
 from wellposed.verify import cascade
@@ -201,6 +202,16 @@ def test_verdicts_of_other_weights_are_forgotten(work):
     ledger.write_text("not even a verdict\n")
     verify_run(work, [Question(0.02)], ALL)
     assert len(ledger.read_text().splitlines()) >= 12
+
+
+def test_training_anew_forgets_what_was_measured_on_the_old_weights(tmp_path):
+    work = make_work(tmp_path, count=3)
+    verify_run(work, [Question(0.02)], ALL)
+    job = next(work.jobs())
+    assert job.read("verification") is not None
+    train(work)
+    assert job.read("verification") is None
+    assert not any(key.startswith("certified_accuracy") for key in job_metrics(job))
 
 
 def test_a_torn_line_is_dropped_and_a_damaged_one_is_named(work):
