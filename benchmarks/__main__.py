@@ -11,7 +11,7 @@ from benchmarks.common import note
 
 NAMES = (
     "training", "solve", "metzler", "hard_sample", "overhead", "gradients", "memory",
-    "verification", "soundness",
+    "verification", "smoothing", "soundness", "splitting", "families",
 )  # fmt: skip
 
 

@@ -58,6 +58,7 @@ class Report:
     name: str
     title: str
     columns: tuple[str, ...]
+    command: str = ""
 
     def __post_init__(self) -> None:
         self.rows: list[tuple[str, ...]] = []
@@ -77,7 +78,7 @@ class Report:
         Console(width=110).print(table)
         record = {
             "name": self.name,
-            "command": f"python -m benchmarks {self.name}",
+            "command": self.command or f"python -m benchmarks {self.name}",
             "environment": Environment.here().to_dict(),
             "seeds": [0],
             "metrics": self.metrics,
