@@ -144,10 +144,11 @@ class Lowered:
         """
         if not self.exact:
             raise NotCertifiableError(
-                "The scale of a batch normalisation is a square root: no matrix of numbers has "
-                "exactly these weights.",
+                "A layer's weights are no float64 numbers (the scale of a batch normalisation is a "
+                "square root, averages of other than 2^k pixels divide): no matrix has them.",
                 hint="linear bounds need none; for complete verification and certificate files "
-                "fold it into its neighbour (`torch.nn.utils.fusion`) and verify the result.",
+                "replace the layer by a convolution, or fold it into its neighbour "
+                "(`torch.nn.utils.fusion`), and verify the result.",
             )
         system = self.system
         n, at = system.n, self.outputs

@@ -79,8 +79,30 @@ def _linear(module: Any, signal: Signal, builder: Builder) -> Signal:
         ) from error
     shape = tuple(probe.shape[1:])
     assert signal.source is not None
+    builder.exact = builder.exact and not _divides(module, signal.shape)
     link = _linear_link(signal.source, module, part, signal.shape, shape)
     return builder.linear(signal, shape, link, part.offset)
+
+
+def _divides(module: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether the weights are quotients that float64 may round: averages of other than 2^k pixels.
+
+    Their link charges an error of a weight (as that of a `nn.BatchNorm2d` does), a network with
+    these weights as exact numbers would not.
+    """
+    match module:
+        case nn.AvgPool2d():
+            sides = nn.modules.utils._pair(module.kernel_size)  # pyright: ignore
+            counts = [module.divisor_override or prod(sides)]
+            varies = module.ceil_mode or not module.count_include_pad
+        case nn.AdaptiveAvgPool2d():
+            want = nn.modules.utils._pair(module.output_size)  # pyright: ignore
+            into = list(zip(shape[-2:], want, strict=True))
+            counts = [side // (part or side) for side, part in into]
+            varies = any(side % (part or side) for side, part in into)
+        case _:
+            return False
+    return bool(varies) or any(count & (count - 1) for count in counts)
 
 
 def _padded(module: nn.Conv2d, signal: Signal, builder: Builder) -> tuple[nn.Conv2d, Signal]:

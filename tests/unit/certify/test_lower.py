@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -139,7 +140,7 @@ def built(name: str) -> tuple[nn.Module, tuple[int, ...]]:
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_are_those_of_the_module(name: str) -> None:
     model, shape = built(name)
-    lowered = lower(model, shape)
+    lowered = replace(lower(model, shape), exact=True)  # near enough for this comparison
     network = lowered.network()
     x = torch.rand(20, *shape).double()
     entered = lowered.enter(Box(x, x)).box.centre
@@ -149,6 +150,27 @@ def test_outputs_are_those_of_the_module(name: str) -> None:
     torch.testing.assert_close(network.output(network.phi(v), entered), y, rtol=1e-6, atol=1e-6)
     assert lowered.system.blocks[-1].linear
     assert network.q == y.shape[1]
+
+
+@pytest.mark.parametrize(
+    ("pool", "exact"),
+    [
+        (nn.AvgPool2d(2), True),
+        (nn.AvgPool2d((4, 2)), True),
+        (nn.AvgPool2d(3), False),
+        (nn.AvgPool2d(3, divisor_override=8), True),
+        (nn.AvgPool2d(2, padding=1, count_include_pad=False), False),
+        (nn.AvgPool2d(2, ceil_mode=True), False),
+        (nn.AdaptiveAvgPool2d(2), False),
+        (nn.AdaptiveAvgPool2d((3, 1)), True),
+    ],
+)
+def test_averages_are_numbers_only_of_a_power_of_two_pixels(pool: nn.Module, exact: bool) -> None:
+    lowered = lower(nn.Sequential(pool, nn.Flatten(), nn.ReLU()).double().eval(), (1, 6, 4))
+    assert lowered.exact == exact
+    if not exact:
+        with pytest.raises(NotCertifiableError, match="averages of other than 2"):
+            lowered.network()
 
 
 @pytest.mark.parametrize("name", MODELS)
