@@ -36,6 +36,10 @@ def job_metrics(job: Job) -> Metrics:
     """The numbers of one job, from whatever steps have been done."""
     out: Metrics = dict(job.read("metrics") or {})
     for record in job.read("certificates") or []:
+        if record["claim"] == "contraction":
+            # of the map that is iterated, not of the network
+            out["contraction_factor"] = float(record["value"])
+            continue
         key = _PROOFS.get(record["norm_in"])
         if key is None:
             continue

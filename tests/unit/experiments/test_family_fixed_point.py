@@ -13,6 +13,8 @@ from wellposed.errors import ConfigError
 from wellposed.experiments.certificates import certify_model
 from wellposed.experiments.config import load, parse
 from wellposed.experiments.models import build_model, parameters
+from wellposed.experiments.summary import job_metrics
+from wellposed.experiments.workspace import Job
 from wellposed.gradients.random_depth import RandomDepth
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -47,6 +49,18 @@ def test_the_factor_is_among_the_certificates():
     assert [factor.value for factor in factors] == [contraction(net[2]).value]
     assert 0 < factors[0].value <= 0.8 * (1 + 1e-10)
     assert any(r.claim == "lipschitz" and r.norm_in == "2" for r in proved.records)
+
+
+def test_the_factor_does_not_pass_for_a_lipschitz_constant(tmp_path):
+    config = parse({"model": {"kind": "fpn", "states": 5, "bound": 0.8}})
+    (variant,) = config.resolved().values()
+    proved = certify_model(network(model={"kind": "fpn", "states": 5, "bound": 0.8}), (1, 8, 8))
+    job = Job("fpn", variant, 0, tmp_path)
+    job.write("certificates", [record.to_dict() for record in proved.records], "0")
+    found = job_metrics(job)
+    by_claim = {(r.claim, r.norm_in): r.value for r in proved.records}
+    assert found["contraction_factor"] == by_claim["contraction", "2"]
+    assert found["lipschitz_2"] == by_claim["lipschitz", "2"] != found["contraction_factor"]
 
 
 def test_the_adjoint_of_a_free_layer_has_a_budget():
