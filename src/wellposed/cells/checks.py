@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from wellposed.core.activations import Activation, resolvent_range
+from wellposed.core.operators import Padding
 from wellposed.errors import ConfigError, ShapeError
 
 
@@ -38,6 +39,13 @@ def check_odd(**sides: int) -> None:
     for name, side in sides.items():
         if side % 2 == 0:
             raise ConfigError(f"`{name}` must be odd, got {side}.")
+
+
+def check_padding(padding: Padding) -> Padding:
+    """What lies outside the image."""
+    if padding not in ("zeros", "circular"):
+        raise ConfigError(f'`padding` must be "zeros" or "circular", got {padding!r}.')
+    return padding
 
 
 def check_cone(activation: Activation) -> Activation:

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from wellposed.cells.base import AffineCell
-from wellposed.cells.checks import check_odd, check_sizes
+from wellposed.cells.checks import check_odd, check_padding, check_sizes
 from wellposed.cells.contractive import check_factor, shrink
 from wellposed.core.activations import Activation, ReLU
 from wellposed.core.affine import Affine
 from wellposed.core.operators import Convolution, Padding
-from wellposed.errors import ConfigError
 from wellposed.solvers.base import Solver
 from wellposed.solvers.picard import Picard
 
@@ -62,12 +61,10 @@ class ContractiveConv2d(AffineCell):
         super().__init__()
         check_sizes(c_in=c_in, c_state=c_state, kernel=kernel, stride=stride)
         check_odd(kernel=kernel)
-        if padding not in ("zeros", "circular"):
-            raise ConfigError(f'`padding` must be "zeros" or "circular", got {padding!r}.')
         self.activation = activation or ReLU()
         self.bound = check_factor(bound, self.activation)
         self.image, self.stride = image, stride
-        self.padding: Padding = padding
+        self.padding: Padding = check_padding(padding)
         self.inject = nn.Parameter(torch.empty(c_state, c_in, kernel, kernel, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(c_state, dtype=dtype))
         self.K = nn.Parameter(torch.empty(c_state, c_state, kernel, kernel, dtype=dtype))

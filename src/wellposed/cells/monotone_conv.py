@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from wellposed.cells.base import AffineCell
-from wellposed.cells.checks import check_cone, check_modulus, check_odd, check_sizes
+from wellposed.cells.checks import check_cone, check_modulus, check_odd, check_padding, check_sizes
 from wellposed.cells.kernels import gram, rounded, skew, widened
 from wellposed.core.activations import Activation, ReLU
 from wellposed.core.affine import Affine
 from wellposed.core.operators import Convolution, Padding
-from wellposed.errors import ConfigError, ShapeError
+from wellposed.errors import ShapeError
 from wellposed.solvers.base import Solver
 from wellposed.solvers.splitting import PeacemanRachford
 
@@ -75,12 +75,10 @@ class MonotoneConv2d(AffineCell):
         side = kernel if inject is None else inject
         check_sizes(c_in=c_in, c_state=c_state, kernel=kernel, inject=side, stride=stride)
         check_odd(kernel=kernel, inject=side)
-        if padding not in ("zeros", "circular"):
-            raise ConfigError(f'`padding` must be "zeros" or "circular", got {padding!r}.')
         self.margin = check_modulus(margin)
         self.activation = check_cone(activation or ReLU())
         self.image, self.stride = (int(image[0]), int(image[1])), stride
-        self.padding: Padding = padding
+        self.padding: Padding = check_padding(padding)
         self.inject = nn.Parameter(torch.empty(c_state, c_in, side, side, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(c_state, dtype=dtype))
         self.F = nn.Parameter(torch.empty(c_state, c_state, kernel, kernel, dtype=dtype))

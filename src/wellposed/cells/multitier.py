@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from wellposed.cells.base import AffineCell
-from wellposed.cells.checks import check_cone, check_modulus, check_odd, check_sizes
+from wellposed.cells.checks import check_cone, check_modulus, check_odd, check_padding, check_sizes
 from wellposed.cells.kernels import gram, rounded, skew, widened
 from wellposed.core.activations import Activation, ReLU
 from wellposed.core.affine import Affine
 from wellposed.core.operators import Convolution, Padding
-from wellposed.errors import ConfigError, ShapeError
+from wellposed.errors import ShapeError
 from wellposed.solvers.base import Solver
 from wellposed.solvers.splitting import PeacemanRachford
 
@@ -82,13 +82,11 @@ class MultiTierCell(AffineCell):
             raise ShapeError("`c_state` must name the channels of at least one tier, got none.")
         check_sizes(c_in=c_in, c_state=min(c_state), kernel=kernel, inject=side, stride=stride)
         check_odd(kernel=kernel, inject=side)
-        if padding not in ("zeros", "circular"):
-            raise ConfigError(f'`padding` must be "zeros" or "circular", got {padding!r}.')
         self.margin = check_modulus(margin)
         self.activation = check_cone(activation or ReLU())
         self.channels, self.stride = tuple(c_state), stride
         self.image = (int(image[0]), int(image[1]))
-        self.padding: Padding = padding
+        self.padding: Padding = check_padding(padding)
         self.grids = self._shapes(kernel, side)
 
         def weights(shapes: list[tuple[int, ...]]) -> nn.ParameterList:

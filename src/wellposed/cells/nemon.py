@@ -11,12 +11,18 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from wellposed.cells.base import AffineCell
-from wellposed.cells.checks import check_cone, check_margin, check_sizes, strictly
+from wellposed.cells.checks import (
+    check_cone,
+    check_margin,
+    check_odd,
+    check_padding,
+    check_sizes,
+    strictly,
+)
 from wellposed.cells.skewed import skewed
 from wellposed.core.activations import Activation, ReLU
 from wellposed.core.affine import Affine
 from wellposed.core.operators import Convolution, Dense, Padding
-from wellposed.errors import ConfigError
 
 
 @final
@@ -114,14 +120,11 @@ class NemonConv2d(AffineCell):
     ) -> None:
         super().__init__()
         check_sizes(c_in=c_in, c_state=c_state, kernel=kernel, stride=stride)
-        if kernel % 2 == 0:
-            raise ConfigError(f"`kernel` must be odd, got {kernel}.")
-        if padding not in ("zeros", "circular"):
-            raise ConfigError(f'`padding` must be "zeros" or "circular", got {padding!r}.')
+        check_odd(kernel=kernel)
         self.margin = check_margin(margin)
         self.activation = check_cone(activation or ReLU())
         self.image, self.stride = image, stride
-        self.padding: Padding = padding
+        self.padding: Padding = check_padding(padding)
         self.inject = nn.Parameter(torch.empty(c_state, c_in, kernel, kernel, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(c_state, dtype=dtype))
         self.K = nn.Parameter(torch.empty(c_state, c_state, kernel, kernel, dtype=dtype))
