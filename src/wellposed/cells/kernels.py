@@ -48,8 +48,16 @@ def identity(kernel: Tensor) -> Tensor:
     return one
 
 
-def rounded(kernel: Tensor, margin: float, dtype: torch.dtype, terms: int, size: Tensor) -> Tensor:
-    """``kernel + (1 - margin - r) I`` in another precision, ``r >= 0`` covering all rounding.
+def rounded(
+    kernel: Tensor,
+    margin: float,
+    dtype: torch.dtype,
+    terms: int,
+    size: Tensor,
+    *,
+    ratio: Tensor | None = None,
+) -> Tensor:
+    """``ratio (kernel + (1 - margin - r) I)`` in another precision; ``r`` covers all rounding.
 
     In the 2-norm a convolution is at most the sum of the Frobenius norms of its taps; rounding to
     the precision of the weights changes each entry by half of its `eps` at most, and the entries
@@ -61,12 +69,15 @@ def rounded(kernel: Tensor, margin: float, dtype: torch.dtype, terms: int, size:
         dtype: Of the weights.
         terms: Products in an entry of the kernel.
         size: Bound of the 2-norm of the same sums with all terms positive.
+        ratio: Of the scales of columns to those of rows, if the metric has any: the bound is
+            about the kernel before it, since relative errors stay what they are.
     """
     with torch.no_grad():
         taps = torch.linalg.matrix_norm(kernel, dim=(0, 1)).sum()
         unit = torch.finfo(torch.float64).eps * (terms + 16)
         slack = torch.finfo(dtype).eps * (taps + abs(1 - margin) + 1e-30) + unit * (size + taps)
-    return (kernel + ((1 - margin) - slack) * identity(kernel)).to(dtype)
+    whole = kernel + ((1 - margin) - slack) * identity(kernel)
+    return (whole if ratio is None else whole * ratio).to(dtype)
 
 
 def _diagonals(x: Tensor) -> Tensor:

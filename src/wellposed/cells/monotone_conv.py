@@ -30,6 +30,9 @@ class MonotoneConv2d(AffineCell):
     compression ``P^T A' P`` of the circular ``A'`` on a larger torus, and so as monotone as that;
     published code gets the same effect from a border of pixels that is held at zero.
 
+    With `scaled`, the kernel is ``d_i / d_o`` times that, ``d = exp(asinh(log_scale))`` free, one
+    number a channel: ``Lam (I - A)`` is then strongly monotone for ``Lam = [d]^2``.
+
     Solved by `PeacemanRachford`, whose inverse is one complex matrix a frequency on half of the
     spectrum (`FourierInverse`).
 
@@ -42,6 +45,7 @@ class MonotoneConv2d(AffineCell):
         padding: ``"zeros"`` or ``"circular"``.
         stride: Of the input convolution: the state lives on the coarser grid.
         margin: Modulus of strong monotonicity, positive.
+        scaled: Whether the metric is free.
         activation: Slopes in [0, 1]; ReLU by default.
         dtype: Of the parameters.
 
@@ -68,6 +72,7 @@ class MonotoneConv2d(AffineCell):
         padding: Padding = "zeros",
         stride: int = 1,
         margin: float = 1.0,
+        scaled: bool = False,
         activation: Activation | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -83,6 +88,7 @@ class MonotoneConv2d(AffineCell):
         self.bias = nn.Parameter(torch.zeros(c_state, dtype=dtype))
         self.F = nn.Parameter(torch.empty(c_state, c_state, kernel, kernel, dtype=dtype))
         self.S = nn.Parameter(torch.empty(c_state, c_state, kernel, kernel, dtype=dtype))
+        self.log_scale = nn.Parameter(torch.zeros(c_state, dtype=dtype)) if scaled else None
         for weight in (self.inject, self.F, self.S):
             limit = 1 / sqrt(weight[0].numel())
             nn.init.uniform_(weight, -limit, limit)
@@ -110,7 +116,9 @@ class MonotoneConv2d(AffineCell):
         with torch.autocast(self.F.device.type, enabled=False):
             A = Convolution(self._kernel(), self.grid, self.padding)
         B = Convolution(self.inject, self.image, self.padding, self.stride)
-        return Affine(A, B, self.bias[:, None, None], self.activation)
+        scale = self.log_scale
+        metric = None if scale is None else torch.asinh(scale).exp().square()[:, None, None]
+        return Affine(A, B, self.bias[:, None, None], self.activation, metric=metric)
 
     def _kernel(self) -> Tensor:
         wide, turn = self.F.double(), skew(self.S.double())
@@ -118,7 +126,12 @@ class MonotoneConv2d(AffineCell):
         sides = (product.shape[2], product.shape[3])
         norms = torch.linalg.matrix_norm(wide.detach(), dim=(0, 1)).sum().square()
         terms = wide[:, 0].numel()
-        return rounded(widened(turn, sides) - product, self.margin, self.F.dtype, terms, norms)
+        kernel = widened(turn, sides) - product
+        ratio = None
+        if self.log_scale is not None:
+            d = torch.asinh(self.log_scale.double()).exp()
+            ratio = (d / d[:, None])[:, :, None, None]
+        return rounded(kernel, self.margin, self.F.dtype, terms, norms, ratio=ratio)
 
     @override
     def extra_repr(self) -> str:
@@ -126,5 +139,5 @@ class MonotoneConv2d(AffineCell):
         return (
             f"{c_in}, {c_state}, image={self.image}, kernel={self.F.shape[2]}, inject={inject}, "
             f"padding={self.padding!r}, stride={self.stride}, margin={self.margin}, "
-            f"{self.activation.name}"
+            f"{'' if self.log_scale is None else 'scaled, '}{self.activation.name}"
         )

@@ -9,6 +9,7 @@ Every matrix is judged by a Cholesky factorisation with a bound of its rounding
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf, prod, sqrt
 from typing import NamedTuple, final
 
@@ -45,18 +46,20 @@ _SECTIONS = 10
 
 @torch.no_grad()
 def modulus(affine: Affine) -> float:
-    """A proved lower bound of the ``m`` with ``(I - A) + (I - A)^T >= 2 m I``.
+    """A proved lower bound of the ``m`` with ``Lam (I - A) + (I - A)^T Lam >= 2 m Lam``.
 
-    A result that is not positive proves nothing but tells how much is missing.
+    ``Lam`` is the metric that the weights come with, or ``I``. A result that is not positive proves
+    nothing but tells how much is missing.
 
     Raises:
         NotCertifiableError: A weight is not finite, or the operator is of another kind.
     """
     affine = _whole(affine)
     if isinstance(affine.A, Dense):
-        matrix = affine.A.matrix
-        return monotone_margin(matrix, matrix.new_ones(len(matrix)))
-    least = _Symbols.of(affine, with_input=False).least(0.0)
+        matrix, lam = affine.A.matrix, affine.metric
+        ones = matrix.new_ones(len(matrix))
+        return monotone_margin(matrix, ones if lam is None else lam.expand(len(matrix)))
+    least = _Symbols.of(_balanced(affine)[0], with_input=False).least(0.0)
     return least / 2 * (1 - UNIT if least > 0 else 1 + UNIT)
 
 
@@ -68,7 +71,7 @@ def two_norm_gain(affine: Affine) -> float:
     ``(I - A) + (I - A)^T - th B B^T >= lambda I > 0``, because such pairs have
     ``dz^T (I - A) dz <= dz^T B dx``. It is at most ``||B|| / m``, the published bound, which
     ``th = m / ||B||^2`` gives; ``th`` is searched. Dense weights are judged with a multiplier
-    (`gain_of`), convolutions a frequency at a time.
+    (`gain_of`), convolutions a frequency at a time, in the coordinates of their metric.
 
     Raises:
         NotCertifiableError: No modulus of strong monotonicity is proved to be positive.
@@ -80,8 +83,9 @@ def two_norm_gain(affine: Affine) -> float:
     m = modulus(affine)
     if not m > 0:
         raise _missing(m)
-    top = two_norm_bracket(affine.B).upper
-    plain = top / m * (1 + 4 * UNIT)
+    affine, leave = _balanced(affine)
+    top = two_norm_bracket(affine.B).upper * (1 + 8 * UNIT)
+    plain = leave * top / m * (1 + 4 * UNIT)
     A, B = affine.A, affine.B
     if not isinstance(A, Convolution) or not isinstance(B, Convolution) or top == 0:
         return plain
@@ -92,7 +96,7 @@ def two_norm_gain(affine: Affine) -> float:
     least = pencil.least(theta)
     if not least > 0:
         return plain
-    return min(plain, sqrt(1 / (theta * least)) * (1 + 8 * UNIT))
+    return min(plain, leave * sqrt(1 / (theta * least)) * (1 + 8 * UNIT))
 
 
 def monotone_majorant(affine: Affine) -> Majorant:
@@ -123,7 +127,8 @@ def _affine(network: Affine) -> Wellposed:
     check_slopes(affine.activation)
     m = modulus(affine)
     if m > 0:
-        return Wellposed("monotone", torch.ones(prod(affine.A.in_shape), dtype=torch.float64), m)
+        lam = torch.ones(1, dtype=torch.float64) if affine.metric is None else affine.metric
+        return Wellposed("monotone", lam.expand(affine.A.in_shape).flatten(), m)
     own = affine.A.diagonal()
     found = affine.contraction() if bool((own < 1).all()) else None
     if found is None or not found.factor < 1:
@@ -229,7 +234,7 @@ class _Symbols(NamedTuple):
         S = torch.complex(2 * eye - (re + re.mT), im.mT - im)
         unit = _PHASE + 2 * rounding(prod(kernel.shape[2:]) + 4)
         taps = kernel.abs().sum((2, 3))
-        wrong = (unit + 8 * UNIT) * (taps + taps.mT) + 8 * UNIT * eye
+        wrong = (unit + 32 * UNIT) * (taps + taps.mT) + 8 * UNIT * eye
         S_error = float(outward(wrong.sum(1), len(wrong) + taps.numel()).amax())
         S_error += 16 * UNIT * float(torch.linalg.matrix_norm(S).amax())
         if not with_input or not isinstance(B, Convolution):
@@ -238,7 +243,7 @@ class _Symbols(NamedTuple):
         D = symbols(B.kernel, (grid[0] * B.stride, grid[1] * B.stride), B.stride).conj()
         size = float(outward(B.kernel.abs().sum((2, 3)).square().sum(), B.kernel.numel()))
         unit = _PHASE + 2 * rounding(prod(B.kernel.shape[2:]) + 4)
-        Q_error = 4 * size * (unit + rounding(2 * D.shape[-1] + 8) + 16 * UNIT)
+        Q_error = 4 * size * (unit + rounding(2 * D.shape[-1] + 8) + 32 * UNIT)
         return cls(S, D.resolve_conj(), S_error, Q_error)
 
     def least(self, theta: float) -> float:
@@ -288,6 +293,31 @@ def _whole(affine: Affine) -> Affine:
             "Monotonicity is measured on the weights as they are given, not on canonical ones."
         )
     return affine
+
+
+def _balanced(affine: Affine) -> tuple[Affine, float]:
+    """The network of ``K z`` for the metric ``K^2``, and a bound of ``||K^-1||``.
+
+    A scale for each channel: entries change by a few units of themselves, for which the errors of
+    `_Symbols` have room.
+
+    Raises:
+        NotCertifiableError: The metric is not one positive number a channel.
+    """
+    lam, A, B = affine.metric, affine.A, affine.B
+    if lam is None or not isinstance(A, Convolution):
+        return affine, 1.0
+    channels = len(A.kernel)
+    fits = lam.numel() == channels and bool((torch.isfinite(lam) & (lam > 0)).all())
+    if not fits or not isinstance(B, Convolution):
+        raise NotCertifiableError(
+            f"The metric of a convolution must be one positive number for each of its {channels} "
+            f"channels, got shape {tuple(lam.shape)}.",
+        )
+    k = lam.reshape(channels, 1, 1, 1).sqrt()
+    kernel = A.kernel * (k / k.reshape(1, channels, 1, 1))
+    there = replace(affine, A=A.with_weight(kernel), B=B.with_weight(k * B.kernel), metric=None)
+    return there, float((1 / k).amax()) * (1 + 4 * UNIT)
 
 
 def _network(affine: Affine) -> Network:

@@ -38,8 +38,8 @@ def check_cell(cell: Cell, x: Tensor, *, max_evaluations: int = 1000) -> CellRep
     The map must be deterministic, keep shape and dtype, treat samples apart, and reach its
     parameters; the iteration must converge. For affine cells the canonical form must have the same
     fixed points, and the logarithmic norm must be below 1 where the activation has slopes in
-    [0, 1]: that of the max norm in the cell's own weights, or that of the 2-norm (monotone cells,
-    which are solved by splitting).
+    [0, 1]: that of the max norm in the cell's own weights, or that of the 2-norm in the cell's own
+    metric (monotone cells, which are solved by splitting).
 
     Args:
         cell: The cell under test.
@@ -105,7 +105,9 @@ def _check_affine(cell: AffineCell, passed: list[str]) -> _Level:
     level = _Level(float(MaxNorm(eta).log_norm(matrix)), False)
     low, high = cell.explicit().activation.slopes
     if low >= 0 and high <= 1:
-        other = float(TwoNorm().log_norm(matrix))
+        metric = affine.metric
+        weights = None if metric is None else metric.expand(affine.A.out_shape).flatten().rsqrt()
+        other = float(TwoNorm(weights).log_norm(matrix))
         if level.value >= 1 > other:
             level = _Level(other, True)
         _require(

@@ -29,20 +29,24 @@ def wild(cell, scale, rounding=False):
 
 
 def margin_of(cell):
-    return 1 - float(TwoNorm().log_norm(cell.explicit().double().A.materialise()))
+    affine = cell.explicit().double()
+    weights = None if affine.metric is None else affine.metric.rsqrt()
+    return 1 - float(TwoNorm(weights).log_norm(affine.A.materialise()))
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 30.0, 1e3])
 @pytest.mark.parametrize("rounding", [False, True])
 @pytest.mark.parametrize("margin", [0.01, 1.0, 20.0])
-def test_the_margin_holds_for_any_parameters(scale, rounding, margin):
-    cell = wild(MonotoneCell(3, 23, margin=margin), scale, rounding)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_margin_holds_for_any_parameters(scale, rounding, margin, scaled):
+    cell = wild(MonotoneCell(3, 23, margin=margin, scaled=scaled), scale, rounding)
     # the eigenvalue itself is computed in float64
     assert margin_of(cell) >= margin - 1e-9 * (1 + scale**2)
 
 
-def test_the_margin_is_attained_by_a_singular_factor():
-    cell = wild(MonotoneCell(3, 9, margin=0.5, dtype=torch.float64), 1.0)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_margin_is_attained_by_a_singular_factor(scaled):
+    cell = wild(MonotoneCell(3, 9, margin=0.5, scaled=scaled, dtype=torch.float64), 1.0)
     with torch.no_grad():
         cell.F[:, 0] = 0
     assert margin_of(cell) == pytest.approx(0.5, abs=1e-10)
@@ -65,8 +69,9 @@ def test_the_published_margin_is_a_rescaling():
 
 @pytest.mark.parametrize("solver", [Auto(), PeacemanRachford(), DouglasRachford()], ids=str)
 @pytest.mark.parametrize("activation", [ReLU(), LeakyReLU(0.2), Tanh()], ids=lambda a: a.name)
-def test_solvers_reach_the_equilibrium_where_the_max_norm_expands(solver, activation):
-    cell = MonotoneCell(5, 30, activation=activation, dtype=torch.float64)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_solvers_reach_the_equilibrium_where_the_max_norm_expands(solver, activation, scaled):
+    cell = MonotoneCell(5, 30, activation=activation, scaled=scaled, dtype=torch.float64)
     wild(cell, 0.6)
     assert float(MaxNorm().log_norm(cell.explicit().A.materialise().detach())) > 1
     layer = Equilibrium(

@@ -26,6 +26,11 @@ CELLS = {
     "circular": lambda **o: MonotoneConv2d(2, 3, image=(6, 8), padding="circular", stride=2, **o),
     "tiers": lambda **o: MultiTierCell(1, (2, 3), image=(8, 8), **o),
     "dense": lambda **o: MonotoneCell(4, 9, **o),
+    "scaled zeros": lambda **o: MonotoneConv2d(2, 3, image=(5, 6), scaled=True, **o),
+    "scaled circular": lambda **o: MonotoneConv2d(
+        2, 3, image=(6, 8), padding="circular", stride=2, scaled=True, **o
+    ),
+    "scaled dense": lambda **o: MonotoneCell(4, 9, scaled=True, **o),
 }
 
 
@@ -44,8 +49,16 @@ def dense(affine):
     return affine.A.materialise(), affine.B.materialise()
 
 
-def least(A):
-    M = torch.eye(len(A), dtype=A.dtype) - A
+def metric_of(affine):
+    shape = affine.A.out_shape
+    lam = affine.double().metric
+    lam = torch.ones(shape, dtype=torch.float64) if lam is None else lam.expand(shape)
+    return lam.flatten()
+
+
+def least(A, lam):
+    k = lam.sqrt()
+    M = k[:, None] * (torch.eye(len(A), dtype=A.dtype) - A) / k
     return float(torch.linalg.eigvalsh((M + M.mT) / 2)[0])
 
 
@@ -73,15 +86,18 @@ def stretched(A, B, draws=8, steps=12):
 def test_what_is_proved_holds_and_the_gain_beats_the_product_of_norms(name, scale, ugly):
     affine = wild(CELLS[name](margin=0.3), scale, **ugly).explicit()
     A, B = dense(affine)
-    m, true = modulus(affine), least(A)
-    assert m <= true + 1e-12 * (1 + float(A.abs().sum()))
+    lam = metric_of(affine)
+    m, true = modulus(affine), least(A, lam)
+    k = lam.sqrt()
+    assert m <= true + 1e-12 * (1 + float((k[:, None] * A / k).abs().sum()))
     if not m > 0:
         with pytest.raises(NotCertifiableError):
             two_norm_gain(affine)
         return
     gain, size = two_norm_gain(affine), float(torch.linalg.matrix_norm(B, 2))
     # the tori that stand for zero padding are a little larger
-    assert gain <= 1.3 * size / m
+    uneven = float((lam.amax() / lam.amin()).sqrt())
+    assert gain <= 1.3 * uneven * size / m
     assert stretched(A, B, draws=2, steps=4) <= gain * (1 + 1e-9)
 
 
@@ -93,9 +109,29 @@ def test_attacked_slopes_stay_below_the_gain(name):
 
 
 def test_the_margin_of_a_circular_cell_is_exact():
-    for seed in range(3):
-        affine = wild(CELLS["circular"](margin=0.4), 0.5, seed=seed).explicit()
-        assert modulus(affine) == pytest.approx(least(dense(affine)[0]), abs=1e-9)
+    for seed, name in enumerate(["circular", "circular", "scaled circular"]):
+        affine = wild(CELLS[name](margin=0.4), 0.5, seed=seed).explicit()
+        true = least(dense(affine)[0], metric_of(affine))
+        assert modulus(affine) == pytest.approx(true, abs=1e-9)
+
+
+def test_a_metric_that_is_no_metric_is_refused():
+    affine = wild(CELLS["scaled zeros"](), 0.3).explicit().double()
+    for wrong in (-affine.metric, affine.metric * float("nan"), torch.ones(1, 5, 6)):
+        with pytest.raises(NotCertifiableError, match="positive number for each of its 3"):
+            modulus(replace(affine, metric=wrong))
+
+
+def test_the_metric_proves_what_the_plain_norm_cannot():
+    cell = MonotoneConv2d(1, 2, image=(4, 4), kernel=1, margin=0.5, scaled=True)
+    with torch.no_grad():
+        cell.F.zero_()
+        cell.S.copy_(torch.tensor([[0.0, 1.0], [0.0, 0.0]])[:, :, None, None])
+        cell.log_scale.copy_(torch.tensor([1.5, -1.5]))
+    affine = cell.explicit()
+    assert modulus(affine) == pytest.approx(0.5, abs=1e-5)
+    assert modulus(replace(affine, metric=None)) < 0
+    assert wellposedness(cell).weights.unique().numel() == 2
 
 
 def test_the_gain_is_attained_by_a_scalar_symbol():

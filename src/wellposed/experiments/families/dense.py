@@ -63,6 +63,7 @@ class Monotone(Settings):
         kind: ``"monotone"``.
         states: Neurons of the equilibrium layer.
         margin: Modulus of strong monotonicity; positive.
+        scaled: Whether the metric of monotonicity is free.
         activation: Of the layer.
         dropout: Part of the inputs that is dropped in training.
     """
@@ -70,6 +71,7 @@ class Monotone(Settings):
     kind: Literal["monotone"] = "monotone"
     states: int = Field(default=87, ge=1)
     margin: float = Field(default=1.0, gt=0)
+    scaled: bool = False
     activation: ActivationName = "relu"
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
@@ -109,4 +111,5 @@ def _cell(section: Nemon | InfNorm | Monotone, inputs: int) -> Cell:
         case InfNorm():
             return InfNormCell(inputs, n, bound=section.bound, activation=phi)
         case Monotone():
-            return MonotoneCell(inputs, n, margin=section.margin, activation=phi)
+            margin, scaled = section.margin, section.scaled
+            return MonotoneCell(inputs, n, margin=margin, scaled=scaled, activation=phi)

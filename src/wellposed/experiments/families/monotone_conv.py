@@ -34,6 +34,7 @@ class MonotoneConv(Settings):
         padding: What lies outside the image.
         pool: Side of the averaged squares before the readout; 1 for none.
         margin: Modulus of strong monotonicity; positive.
+        scaled: Whether the metric of monotonicity is free, one number a channel.
         activation: Of the layer.
     """
 
@@ -45,6 +46,7 @@ class MonotoneConv(Settings):
     padding: Literal["zeros", "circular"] = "zeros"
     pool: int = Field(default=2, ge=1)
     margin: float = Field(default=1.0, gt=0)
+    scaled: bool = False
     activation: ActivationName = "relu"
 
 
@@ -65,6 +67,7 @@ def build(section: MonotoneConv, solve: Solve, shape: Shape, classes: int) -> li
         padding=section.padding,
         stride=section.stride,
         margin=section.margin,
+        scaled=section.scaled,
         activation=names.activation(section.activation),
     )
     return [_layer(cell, solve), *pooled(section.channels, list(cell.grid), section.pool, classes)]
