@@ -16,12 +16,19 @@ from torch.nn import functional as F
 import wellposed as wp
 from benchmarks.common import Report, interleaved, mnist, note
 from benchmarks.published_free import PublishedFpn, PublishedFree
+from benchmarks.published_monotone import (
+    LbenWeights,
+    MonWeights,
+    PublishedSplitting,
+    TorchdeqAffine,
+)
 from wellposed.cells.contractive import ContractiveCell
 from wellposed.nn.blocks import ConvBlock
 from wellposed.nn.jacobian import jacobian_penalty, visited
 
 BATCH, STEPS, WARM, ROUNDS = 100, 10, 60, 5
 STATES, BOUND, TOL = 87, 0.9, 1e-3
+MARGIN, GAMMA = 1.0, 5.0
 CHANNELS, FREE_TOL, FREE_LIMIT, WEIGHT = 16, 1e-2, 40, 1.0
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -99,6 +106,36 @@ class _Stem(nn.Module):
         return self.head(self.layer(self.front(x.reshape(-1, 1, 28, 28)).relu()).flatten(1))
 
 
+def monotone() -> dict[str, Contender]:
+    """Monotone network (MON), dense, implicit differentiation."""
+    cell = wp.MonotoneCell(784, STATES, margin=MARGIN)
+    # in training the forward tolerance is TOL by default; the published adjoint has the same one
+    layer = wp.Equilibrium(cell, gradient=wp.Implicit(rtol=TOL))
+    return _splitting(
+        nn.Sequential(layer, nn.Linear(STATES, 10)), lambda: MonWeights(784, STATES, MARGIN)
+    )
+
+
+def lben() -> dict[str, Contender]:
+    """Lipschitz-bounded equilibrium network, dense, implicit differentiation."""
+    ours = wp.LBEN(784, STATES, 10, gamma=GAMMA, margin=MARGIN, gradient=wp.Implicit(rtol=TOL))
+    return _splitting(ours, lambda: LbenWeights(784, STATES, MARGIN, GAMMA))
+
+
+def _splitting(
+    ours: nn.Module, weights: Callable[[], MonWeights | LbenWeights]
+) -> dict[str, Contender]:
+    out = {
+        "wellposed": classified(ours),
+        "published": classified(PublishedSplitting(weights(), TOL)),
+    }
+    try:
+        out["torchdeq"] = classified(TorchdeqAffine(weights(), TOL))
+    except ImportError:
+        note("torchdeq is not installed: its rows are left out (make bench installs it)")
+    return out
+
+
 def regularised() -> dict[str, Contender]:
     """Free convolutional block with the Jacobian penalty at every step."""
     state = (CHANNELS, 7, 7)
@@ -162,6 +199,8 @@ class _TorchdeqFree(nn.Module):
 
 FAMILIES: Mapping[str, Callable[[], dict[str, Contender]]] = {
     "fpn": fpn,
+    "mon": monotone,
+    "lben": lben,
     "free, Jacobian penalty": regularised,
 }
 

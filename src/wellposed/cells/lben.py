@@ -119,13 +119,15 @@ class LBENCell(AffineCell):
             whole = self.S - self.S.mT
             # the products err by at most n u times the sizes of their factors, the sums by u times
             # their terms; what is rounded in the skew part stays skew until `Psi` is multiplied
-            size = torch.linalg.vector_norm(whole) + self._hidden(factors)
+            with torch.no_grad():
+                size = torch.linalg.vector_norm(whole) + self._hidden(factors)
+                for factor in factors:
+                    size = size + factor.square().sum()
+                terms = max(self.n_in, self.n_state, self.n_out) + 16
+                unit = terms * torch.finfo(whole.dtype).eps
+                room = self.margin + unit * (size + self.margin + 1 / psi)
             for factor in factors:
                 whole = torch.addmm(whole, factor, factor.mT)
-                size = size + factor.square().sum()
-            terms = max(self.n_in, self.n_state, self.n_out) + 16
-            unit = terms * torch.finfo(whole.dtype).eps
-            room = self.margin + unit * (size + self.margin + 1 / psi)
             H = whole.diagonal_scatter(torch.diagonal(whole) + room)
             feedback = -psi[:, None] * H
             W = feedback.diagonal_scatter(1 + torch.diagonal(feedback))

@@ -81,20 +81,19 @@ class MonotoneCell(AffineCell):
     def explicit(self) -> Affine:
         # mixed precision would lower the product, and with it the bound
         with torch.autocast(self.F.device.type, enabled=False):
-            gram = self.F.mT @ self.F
-        skew = self.S - self.S.mT
+            skew = self.S - self.S.mT
+            off, metric = torch.addmm(skew, self.F.mT, self.F, alpha=-1), None
         # the product errs by at most n u |F|^T |F|, sums and scales by u times their terms; the
         # factor of 2 between u and eps is to spare
-        unit = (self.n_state + 8) * torch.finfo(gram.dtype).eps
-        size = self.F.square().sum() + torch.linalg.vector_norm(skew)
-        slack = unit * (size + abs(1 - self.margin))
-        diagonal = torch.diagonal(skew - gram) + ((1 - self.margin) - slack)
-        A, metric = skew - gram, None
+        with torch.no_grad():
+            unit = (self.n_state + 8) * torch.finfo(off.dtype).eps
+            size = self.F.square().sum() + torch.linalg.vector_norm(skew)
+            slack = unit * (size + abs(1 - self.margin))
+        diagonal = torch.diagonal(off) + ((1 - self.margin) - slack)
         if self.log_scale is not None:
             d = torch.asinh(self.log_scale).exp()
-            A, metric = A * (d / d[:, None]), d.square()
-        A = Dense(A.diagonal_scatter(diagonal))
-        B = Dense(self.inject.weight)
+            off, metric = off * (d / d[:, None]), d.square()
+        A, B = Dense(off.diagonal_scatter(diagonal)), Dense(self.inject.weight)
         return Affine(A, B, self.inject.bias, self.activation, metric=metric)
 
     @override

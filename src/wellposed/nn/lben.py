@@ -14,7 +14,6 @@ from wellposed.gradients.base import Gradient
 from wellposed.gradients.implicit import Implicit
 from wellposed.nn.equilibrium import Equilibrium
 from wellposed.solvers.base import Solver, Stopping
-from wellposed.solvers.bicgstab import BiCGSTAB
 from wellposed.solvers.splitting import PeacemanRachford
 
 
@@ -37,8 +36,7 @@ class LBEN(nn.Module):
         skip: Whether there is a path ``D x``.
         activation: Slopes in [0, 1]; ReLU by default.
         solver: Peaceman-Rachford splitting by default, which converges for all parameters.
-        gradient: Implicit by default, with BiCGSTAB for the adjoint equation: the max norm need not
-            contract, so that plain iteration may diverge.
+        gradient: Implicit by default; the adjoint equation is solved by the same splitting.
         stopping: In training mode, as in `Equilibrium`.
         eval_stopping: In evaluation mode, as in `Equilibrium`.
         dtype: Of the parameters.
@@ -79,7 +77,7 @@ class LBEN(nn.Module):
         self.layer = Equilibrium(
             cell,
             solver=solver or PeacemanRachford(),
-            gradient=gradient or Implicit(adjoint=BiCGSTAB()),
+            gradient=gradient or Implicit(),
             stopping=stopping,
             eval_stopping=eval_stopping,
         )

@@ -6,7 +6,7 @@ the scalar equation ``z = phi( ((alpha - 1)/alpha) z + s/alpha )`` in every comp
 
 With slopes in [0, 1], logarithmic norm ``mu < 1`` of ``A`` in a weighted max norm and
 ``alpha <= 1 / (1 - min_i a_ii)`` each of them contracts in that norm [1]; so do diagonal steps
-``alpha_i = 1 / (1 - a_ii)``. Larger steps may expand and have to be asked for.
+``alpha_i <= 1 / (1 - a_ii)``. Larger steps may expand and have to be asked for.
 
 References:
     [1] Davydov, Jafarpour, Proskurnikov, Bullo. Non-Euclidean monotone operator theory and
@@ -30,6 +30,7 @@ from wellposed.core.maps import AffineMap, Map
 from wellposed.core.operators import Convolution, Dense, Operator
 from wellposed.errors import ConfigError
 from wellposed.solvers.base import Shared, Solver
+from wellposed.solvers.steps import balanced_steps
 
 
 @final
@@ -100,7 +101,7 @@ class Reflected(Solver):
     ``u <- u + weight (2 y - h - u)``, ``z <- prox(u)``.
 
     Args:
-        alpha: Step; `None` takes the certified diagonal steps ``1 / (1 - a_ii)``.
+        alpha: Step; `None` takes certified diagonal steps (`balanced_steps`).
         certified: Whether a step above ``1 / (1 - min_i a_ii)`` is refused.
     """
 
@@ -149,14 +150,10 @@ class Reflected(Solver):
         """
 
         def make() -> Inverse:
-            a = operator.diagonal()
-            if self.alpha is not None:
-                steps = torch.full_like(a, _step(operator, self.alpha, certified=self.certified))
-            elif bool((a < 1).all()):
-                steps = 1 / (1 - a)
-            else:
-                raise ConfigError("Splitting needs diagonal entries of A below 1.")
-            return inverse_of(operator, steps)
+            if self.alpha is None:
+                return inverse_of(operator, balanced_steps(operator))
+            step = _step(operator, self.alpha, certified=self.certified)
+            return inverse_of(operator, torch.full_like(operator.diagonal(), step))
 
         return memo.get(operator, (self.alpha, self.certified), make)
 
@@ -167,13 +164,14 @@ class PeacemanRachford(Reflected):
 
     With ``h = 2 z - u``: ``y = (I + [alpha](I - A))^-1 (h + [alpha] q)``, ``u <- 2 y - h``,
     ``z <- prox(u)``. In a max norm in which ``A`` has logarithmic norm ``mu < 1`` the factor is
-    ``(1 - alpha c)/(1 + alpha c)``, ``c = 1 - mu``; with diagonal steps ``g / (2 - g)`` where ``g``
-    is Jacobi's. If ``I - A`` is ``m``-strongly monotone in the 2-norm and ``L`` is its norm, every
-    positive step converges, a single one with factor ``sqrt(1 - 4 alpha m / (1 + alpha L)^2)``,
-    diagonal ones in the 2-norm weighted by ``1 / alpha_i`` [2].
+    ``(1 - alpha c)/(1 + alpha c)``, ``c = 1 - mu``; with steps ``1 / (1 - a_ii)`` it is
+    ``g / (2 - g)`` where ``g`` is Jacobi's. If ``I - A`` is ``m``-strongly monotone in the 2-norm
+    and ``L`` is its norm, every positive step converges, a single one with factor
+    ``sqrt(1 - 4 alpha m / (1 + alpha L)^2)``, diagonal ones in the 2-norm weighted by
+    ``1 / alpha_i`` [2].
 
     Args:
-        alpha: Step; `None` takes the certified diagonal steps ``1 / (1 - a_ii)``.
+        alpha: Step; `None` takes certified diagonal steps (`balanced_steps`).
         certified: Whether a step above ``1 / (1 - min_i a_ii)`` is refused.
 
     References:
@@ -194,7 +192,7 @@ class DouglasRachford(Reflected):
     Factor ``1 / (1 + alpha c)``; slower, but it converges without strong monotonicity.
 
     Args:
-        alpha: Step; `None` takes the certified diagonal steps ``1 / (1 - a_ii)``.
+        alpha: Step; `None` takes certified diagonal steps (`balanced_steps`).
         certified: Whether a step above ``1 / (1 - min_i a_ii)`` is refused.
     """
 
