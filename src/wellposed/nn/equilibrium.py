@@ -103,7 +103,9 @@ class Equilibrium(nn.Module):
             stopping = default_stopping(map_, start)
             if self.training:
                 rtol = 1e-3 if stopping.rtol is None else stopping.rtol
-                stopping = Stopping(rtol, first_look=_TRAINING_LOOK)
+                # methods that pay for a look were not seen to be done before their third
+                first = _TRAINING_LOOK if self.solver.stride == 1 else 1 + 2 * self.solver.stride
+                stopping = Stopping(rtol, first_look=first)
         solution = self.gradient.attach(Problem(map_, start, self.solver, stopping))
         broken = _broken_inputs(map_, x)
         if broken is not None:

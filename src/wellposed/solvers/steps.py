@@ -32,9 +32,10 @@ def balanced_steps(operator: Operator) -> Tensor:
     a = operator.diagonal()
     if not bool((a < 1).all()):
         raise ConfigError("Splitting needs diagonal entries of A below 1.")
-    rest = operator.detach().to(torch.float64).off_diagonal()
-    # sum_ij a_ij^2 / (d_i d_j) by one product with the squared entries
-    d = (1 - a.detach().double()).expand(operator.out_shape)
-    flow = rest.with_weight(rest.weight.square()).apply(d.reciprocal()[None])[0]
-    c = (1 + (flow / d).mean()).rsqrt().nan_to_num(1.0)
-    return c.clamp(min=1e-6).to(a) / (1 - a)
+    # sum_ij a_ij^2 / (d_i d_j) by one product with the squared entries, less those of the diagonal
+    inverse = (1 - a.detach()).reciprocal()
+    squares = operator.with_weight(operator.weight.detach().square())
+    flow = squares.apply(inverse.expand(operator.out_shape)[None])[0]
+    excess = torch.addcmul(flow * inverse, a.detach() * inverse, a.detach() * inverse, value=-1)
+    c = (1 + excess.mean().clamp(min=0)).rsqrt()
+    return c.clamp(min=1e-6) * inverse

@@ -17,7 +17,7 @@ from wellposed.experiments.families.nemon_conv import pooled
 from wellposed.nn.equilibrium import Equilibrium
 from wellposed.training.settings import Settings
 
-_FIRST_LOOK = 4
+_FIRST_LOOK = 7
 """No splitting is done earlier in training, and a look costs as much as two steps."""
 
 
