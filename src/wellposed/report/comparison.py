@@ -38,8 +38,8 @@ def render(content: dict[str, Any]) -> str:
         headline=headline(content),
         warnings=content["warnings"],
         tables=[
-            {"name": "Accuracy and cost", "head": COST, "rows": [_cost(row) for row in rows]},
-            {"name": "Lipschitz bounds", "head": BOUNDS, "rows": [_bounds(row) for row in rows]},
+            _table("Accuracy and cost", COST, [_cost(row) for row in rows]),
+            _table("Lipschitz bounds", BOUNDS, [_bounds(row) for row in rows]),
             *[_robust(content, norm) for norm in ("max", "2") if content["radii"][norm]],
         ],
         panels=[Markup(p) for p in panels(content)],
@@ -138,17 +138,29 @@ def _bounds(row: dict[str, Any]) -> list[str]:
 
 
 def _robust(content: dict[str, Any], norm: str) -> dict[str, Any]:
+    """Certified and attacked accuracies; letters stand for how, which the note spells out."""
     head, rows = ["Network"], [[row["label"]] for row in content["rows"]]
+    letters: dict[str, str] = {}
     for radius in content["radii"][norm]:
         at = f"{norm}@{radius:g}"
-        head += [f"{plain(radius)}: certified", "attacked", "how"]
+        head += [f"{plain(radius)}: certified", "attacked"]
         for cells, row in zip(rows, content["rows"], strict=True):
-            cells += [
-                shown(row, f"certified_{at}", share=True),
-                shown(row, f"attacked_{at}", share=True),
-                row["methods"].get(f"certified_{at}", NONE),
-            ]
-    return {"name": f"Robust accuracy, {NAMES[norm]}", "head": head, "rows": rows}
+            proved, how = shown(row, f"certified_{at}", share=True), row["methods"]
+            method = how.get(f"certified_{at}", NONE)
+            if NONE not in {proved, method}:
+                proved = f"{proved} {letters.setdefault(method, _letter(len(letters)))}"
+            cells += [proved, shown(row, f"attacked_{at}", share=True)]
+    note = "; ".join(f"{letter}: {method}" for method, letter in letters.items())
+    note = f"Certified by {note}." if note else ""
+    return _table(f"Robust accuracy, {NAMES[norm]}", head, rows, note)
+
+
+def _table(name: str, head: Sequence[str], rows: list[list[str]], note: str = "") -> dict[str, Any]:
+    return {"name": name, "head": head, "rows": rows, "note": note}
+
+
+def _letter(k: int) -> str:
+    return chr(ord("a") + k % 26) + (str(k // 26) if k >= 26 else "")
 
 
 def panels(content: dict[str, Any]) -> list[str]:
