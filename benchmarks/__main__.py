@@ -11,7 +11,8 @@ from benchmarks.common import note
 
 NAMES = (
     "training", "solve", "metzler", "hard_sample", "overhead", "gradients", "memory",
-    "verification", "smoothing", "soundness", "splitting", "families",
+    "verification", "smoothing", "soundness", "splitting", "families", "certificates", "lcr", "lmn",
+    "clip", "norms", "chains",
 )  # fmt: skip
 
 

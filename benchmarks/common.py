@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -59,10 +60,11 @@ class Report:
     title: str
     columns: tuple[str, ...]
     command: str = ""
+    seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
         self.rows: list[tuple[str, ...]] = []
-        self.metrics: dict[str, float] = {}
+        self.metrics: dict[str, Any] = {}
 
     def row(self, *cells: object) -> None:
         """Add a line to the printed table."""
@@ -80,7 +82,7 @@ class Report:
             "name": self.name,
             "command": self.command or f"python -m benchmarks {self.name}",
             "environment": Environment.here().to_dict(),
-            "seeds": [0],
+            "seeds": list(self.seeds),
             "metrics": self.metrics,
         }
         folder = ROOT / "results"

@@ -1,9 +1,10 @@
-"""Corruptions that know nothing of the network: uniform noise and continuous image inversion."""
+"""Corruptions that know nothing of the network: noise and continuous image inversion."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from math import inf
 from typing import final
 
 import torch
@@ -68,3 +69,32 @@ class Inversion(Corruption):
     @override
     def apply(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return x + self.eps * (1 - 2 * x)
+
+
+@final
+@dataclass(frozen=True)
+class GaussianNoise:
+    """``clip(x + sigma n, 0, 1)`` with independent standard normal ``n``: bounded in no norm.
+
+    Args:
+        sigma: Standard deviation in pixel units, not negative.
+
+    Raises:
+        ConfigError: It is negative or not finite.
+    """
+
+    sigma: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sigma < inf:
+            raise ConfigError(f"`sigma` must be finite and not negative, got {self.sigma}.")
+
+    def apply(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The corrupted images.
+
+        Args:
+            x: Images in [0, 1], shape (batch, ...).
+            generator: Source of randomness.
+        """
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+        return (x + self.sigma * noise).clamp(0, 1)

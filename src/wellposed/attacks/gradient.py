@@ -3,50 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, nan
+from math import inf
 from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from wellposed.attacks.exact import Solves, believable, exact_layers, margins
+from wellposed.attacks.exact import exact_layers
 from wellposed.attacks.projections import project_max, project_two
+from wellposed.attacks.search import AttackResult as AttackResult
+from wellposed.attacks.search import Loss, Search, check_images
 from wellposed.errors import ConfigError, ShapeError
 
-Loss = Literal["margin", "ce"]
 Ball = Literal["max", "2"]
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class AttackResult:
-    """The worst point found for each sample. The clean image counts as a point.
-
-    Args:
-        inputs: Where the smallest margin was found, shape of the images.
-        margin: That margin ``logit_y - max_{j != y} logit_j``, shape (batch,); NaN where not even
-            the clean image could be evaluated.
-        success: Whether the network errs there: ``margin <= 0``, bool of shape (batch,). Only
-            points whose solves converged count.
-        unsolved: Samples for which some point was thrown away because a solve did not converge or
-            a logit was no number; bool of shape (batch,).
-    """
-
-    inputs: Tensor
-    margin: Tensor
-    success: Tensor
-    unsolved: Tensor
-
-    @property
-    def correct(self) -> Tensor:
-        """Samples that survived: believed and with a positive margin."""
-        return self.margin > 0
-
-    @property
-    def accuracy(self) -> float:
-        """Share of samples that survived; those without any answer count as wrong."""
-        return float(self.correct.double().mean())
 
 
 @final
@@ -145,10 +114,10 @@ class PGD:
             ShapeError: The images leave [0, 1] or do not match the labels, or the radii do not
                 match the images.
         """
-        _check_images(x, y)
+        check_images(x, y)
         reach = _radii(x, self.eps, radius)
         with exact_layers(model) as solves:
-            search = _Search(model, solves, x, y)
+            search = Search(model, solves, x, y)
             search.look(torch.arange(len(x), device=x.device), x)
             rows = search.alive()
             if start is not None:
@@ -164,7 +133,7 @@ class PGD:
             return search.result()
 
     def _descend(
-        self, search: _Search, rows: Tensor, point: Tensor, x: Tensor, reach: Tensor
+        self, search: Search, rows: Tensor, point: Tensor, x: Tensor, reach: Tensor
     ) -> None:
         for _ in range(self.steps):
             if not len(rows):
@@ -197,47 +166,6 @@ class PGD:
         return self._project(x + reach.to(x) * noise.to(x.device).reshape(x.shape), x, reach)
 
 
-class _Search:
-    """The worst believable point seen for each sample."""
-
-    def __init__(self, model: nn.Module, solves: Solves, x: Tensor, y: Tensor) -> None:
-        self.model, self.solves, self.y = model, solves, y
-        self.inputs = x.detach().clone()
-        self.margin = torch.full((len(x),), nan, dtype=x.dtype, device=x.device)
-        self.unsolved = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-
-    def alive(self) -> Tensor:
-        """Samples that have an answer and are not broken yet."""
-        return (self.margin > 0).nonzero()[:, 0]
-
-    def look(self, rows: Tensor, point: Tensor, loss: Loss | None = None) -> Tensor:
-        """Evaluate samples `rows` at `point`; with a loss, return its gradient."""
-        if not len(rows):
-            return torch.zeros_like(point)
-        y = self.y[rows]
-        self.solves.clear()
-        with torch.set_grad_enabled(loss is not None):
-            point = point.detach().requires_grad_(loss is not None)
-            logits = self.model(point)
-            believed = believable(logits.detach(), self.solves)
-            margin = margins(logits.detach(), y)
-            gradient = torch.zeros_like(point)
-            if loss is not None:
-                (gradient,) = torch.autograd.grad(_objective(logits, y, loss), point)
-        point = point.detach()
-        # a first look finds NaN there, below which everything counts
-        better = believed & ~(margin >= self.margin[rows])
-        self.margin[rows[better]] = margin[better].to(self.margin)
-        self.inputs[rows[better]] = point[better]
-        self.unsolved[rows[~believed]] = True
-        return torch.where(
-            believed.reshape(-1, *[1] * (point.ndim - 1)), gradient.nan_to_num(), 0.0
-        )
-
-    def result(self) -> AttackResult:
-        return AttackResult(self.inputs, self.margin, self.margin <= 0, self.unsolved)
-
-
 def _radii(x: Tensor, eps: float, radius: Tensor | None) -> Tensor:
     """One radius a sample, float64 of shape (batch, 1, ...)."""
     if radius is None:
@@ -248,14 +176,6 @@ def _radii(x: Tensor, eps: float, radius: Tensor | None) -> Tensor:
             "not negative: one radius an image."
         )
     return radius.detach().to(x.device, torch.float64).reshape(-1, *[1] * (x.ndim - 1))
-
-
-def _objective(logits: Tensor, y: Tensor, loss: Loss) -> Tensor:
-    """What the attacker maximises, summed: samples do not interact, so gradients are per sample."""
-    if loss == "margin":
-        return -margins(logits, y).sum()
-    # in float32 the softmax of a confident network saturates and its gradient is exactly zero
-    return F.cross_entropy(logits.double(), y, reduction="sum")
 
 
 def _check(eps: float, steps: int, loss: str, norm: str) -> None:
@@ -270,22 +190,3 @@ def _check(eps: float, steps: int, loss: str, norm: str) -> None:
         raise ConfigError(f'`loss` must be "margin" or "ce", got {loss!r}.')
     if norm not in ("max", "2"):
         raise ConfigError(f'`norm` must be "max" or "2", got {norm!r}.')
-
-
-def _check_images(x: Tensor, y: Tensor) -> None:
-    if not x.is_floating_point() or x.ndim < 2:
-        raise ShapeError(
-            f"`x` must be floating-point images (batch, ...), got {x.dtype} of shape "
-            f"{tuple(x.shape)}."
-        )
-    if y.shape != x.shape[:1] or y.dtype != torch.int64:
-        raise ShapeError(
-            f"`y` must be int64 of shape ({len(x)},), one label an image, got {y.dtype} of shape "
-            f"{tuple(y.shape)}."
-        )
-    if len(x) and not (float(x.amin()) >= 0 and float(x.amax()) <= 1):
-        raise ShapeError(
-            f"Images must be in [0, 1], got values from {float(x.amin()):.3g} to "
-            f"{float(x.amax()):.3g}.",
-            hint="make the normalisation the first layer of the network and attack raw pixels.",
-        )

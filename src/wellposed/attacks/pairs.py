@@ -16,6 +16,7 @@ from wellposed.core.records import Estimate
 from wellposed.core.sets import Box
 from wellposed.errors import ConfigError, ShapeError
 from wellposed.gradients.implicit import Implicit
+from wellposed.nn.binary import takes_signs
 from wellposed.nn.equilibrium import Equilibrium
 from wellposed.solvers.base import Stopping
 
@@ -50,8 +51,15 @@ def lipschitz_lower(
 
     Raises:
         ShapeError: `x` has no batch dimension or is empty.
-        ConfigError: The two norms are of different types.
+        ConfigError: The two norms are of different types, or the module takes signs, whose
+            derivatives are stand-ins and bound nothing.
     """
+    if takes_signs(module):
+        raise ConfigError(
+            "The module takes signs: its derivative is that of a stand-in, which is no bound of "
+            "the constant, and the constant is infinite.",
+            hint="measure `wellposed.nn.binary.real_stem(module)`.",
+        )
     source = norm_in or MaxNorm()
     target = norm_out or type(source)()
     if source.name != target.name:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import cache, singledispatch
 from math import inf, sqrt
 from typing import Any, final
 
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wellposed.certify.guard import check_eval, refuse
+from wellposed.core.layers import from_module
+from wellposed.core.operators import Operator
+from wellposed.core.opnorm import operator_norm
 from wellposed.core.spectra import UNIT, rounding
 
 
@@ -28,6 +31,7 @@ class LinearPart:
         terms: At least as many as the products in any component of ``W x`` or ``W^T y``.
         spectral: Computes an upper bound of ``||W||_2``, where there is a cheap one.
         error: Bound of the error of `offset`, where that was computed.
+        sized: Computes an upper bound of ``||W||_2`` on inputs of a shape, where it depends on it.
     """
 
     signed: Callable[[Tensor], Tensor]
@@ -36,6 +40,12 @@ class LinearPart:
     terms: int
     spectral: Callable[[], float] | None = None
     error: Tensor | None = None
+    sized: Callable[[tuple[int, ...]], float] | None = None
+
+    def spectral_on(self, shape: tuple[int, ...]) -> Callable[[], float] | None:
+        """Computes an upper bound of ``||W||_2`` on inputs of a shape, once."""
+        sized = self.sized
+        return self.spectral if sized is None else cache(lambda: sized(shape))
 
 
 @singledispatch
@@ -50,6 +60,9 @@ def linear_part(module: nn.Module, path: str) -> LinearPart:
 
 LINEAR_TYPES = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.AvgPool2d,
                 nn.AdaptiveAvgPool2d)  # fmt: skip
+
+# with bounds and enclosures, but without lowering to equations
+GENERAL_TYPES = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @linear_part.register
@@ -76,7 +89,36 @@ def _convolution(module: nn.Conv2d, path: str) -> LinearPart:
         lambda v: _convolve(module, v, size),
         _offset(module.bias, module, path)[:, None, None] if module.bias is not None else _ZERO,
         terms,
+        sized=lambda shape: operator_norm(_operator(module, weight, shape)).upper,
     )
+
+
+@linear_part.register(nn.Conv1d)
+@linear_part.register(nn.Conv3d)
+@linear_part.register(nn.ConvTranspose1d)
+@linear_part.register(nn.ConvTranspose2d)
+@linear_part.register(nn.ConvTranspose3d)
+def _general(module: Any, path: str) -> LinearPart:
+    weight = _double(module.weight, module, path)
+    size = weight.abs()
+    copies = 1 if module.padding_mode in ("zeros", "circular") else 1 << 12
+
+    def apply(x: Tensor, weight: Tensor) -> Tensor:
+        _need(x, weight.ndim, module)
+        return _operator(module, weight, tuple(x.shape[1:])).apply(x)
+
+    offset = _offset(module.bias, module, path)
+    return LinearPart(
+        lambda x: apply(x, weight),
+        lambda v: apply(v, size),
+        offset if module.bias is None else offset.reshape(-1, *[1] * (weight.ndim - 2)),
+        weight.numel() * copies,
+        sized=lambda shape: operator_norm(_operator(module, weight, shape)).upper,
+    )
+
+
+def _operator(module: nn.Module, weight: Tensor, shape: tuple[int, ...]) -> Operator:
+    return from_module(module, shape).with_weight(weight)
 
 
 def _convolve(module: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:

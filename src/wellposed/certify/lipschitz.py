@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import singledispatch
 from math import isfinite, prod
-from typing import Any, Literal, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
 
 from wellposed.certify.enclose import enclose
 from wellposed.certify.guard import check_genuine, refuse
-from wellposed.certify.majorant import (
-    Chain,
-    Majorant,
-    Slopes,
-    max_norm,
-    one_norm,
-    product,
-    singular,
-    two_norm,
-)
+from wellposed.certify.majorant import Chain, Majorant, Slopes
+from wellposed.certify.measuring import METHODS, Method, measure, parts
+from wellposed.certify.typed import Mixed, NormName, Pair
 from wellposed.core.norms import MaxNorm, Norm, OneNorm, TwoNorm
 from wellposed.core.records import Certificate
 from wellposed.core.sets import Box
 from wellposed.errors import ConfigError, NotCertifiableError, ShapeError
 
-Method = Literal["auto", "componentwise", "product"]
-NormName = Literal["max", "1", "2"]
 _NORMS: dict[str, type[Norm]] = {"max": MaxNorm, "1": OneNorm, "2": TwoNorm}
 
 
@@ -99,68 +91,80 @@ def lipschitz(
     region: Box | None = None,
     in_shape: tuple[int, ...] | None = None,
     method: Method = "auto",
+    mixed: Mixed = "pay",
+    chain: Sequence[Pair] | None = None,
 ) -> Certificate:
     """A proved bound ``||f(x) - f(x')||_out <= L ||x - x'||_in`` for all inputs, or on a box.
 
     Every module contributes a componentwise bound; these are composed by propagating one vector
     (max norm), one covector (1-norm) or both (2-norm), which is never worse than multiplying norms.
-    For the 2-norm the product of the modules' own bounds is tried as well.
+    For the 2-norm the product of the modules' own bounds is tried as well, and for chains of layers
+    with matrices of at most 1024 outputs the signed weights with the slopes of the activations
+    (`wellposed.certify.ellipsoid`). Between two norms the best sequence of norms held between the
+    parts is found (`wellposed.certify.typed`).
 
     Args:
         module: `Equilibrium` or an affine cell, layers of `torch.nn` with a rule, or an
             `nn.Sequential` of these. It is measured in float64 on the CPU, as it stands.
         norm_in: Norm of inputs: ``"max"``, ``"1"``, ``"2"`` or a weighted `Norm` (weights are
             flattened like an input).
-        norm_out: Norm of outputs; of the same type as `norm_in`, which is the default (unweighted).
+        norm_out: Norm of outputs; unweighted and of the same type as `norm_in` by default.
         region: A box of inputs, of the shape of one input; the bound then holds between any two
             of its points and is never worse than the global one.
         in_shape: Shape of one input, without the batch; needed only if the layers do not tell,
             such as a convolution in front.
-        method: ``"componentwise"`` and ``"product"`` force one way of composing; ``"auto"`` takes
-            the smaller bound.
+        method: ``"auto"`` takes the smallest bound. ``"componentwise"`` and ``"product"`` force one
+            way of composing; in the 2-norm ``"eclipse"`` forces multipliers in closed form and
+            ``"descent"`` a long search for better ones, and ``"lipsdp"`` adds those of a
+            semidefinite programme (extra ``sdp``) to ``"auto"``.
+        mixed: What happens where the norm held between two parts is too small for the next one:
+            ``"pay"`` multiplies by the factor of the dimension, as a part of its own;
+            ``"refuse"`` raises.
+        chain: Pairs of norms in which the parts that are not elementwise are to be measured, such
+            as ``(("1", "max"), ("max", "max"))``; the best ones by default.
 
     Returns:
-        A certificate whose `parts` hold the bound of each module of a sequence on its own.
+        A certificate whose `parts` hold the bound of each module of a sequence on its own, or those
+        of the typed chain, in the norms in which they were measured.
 
     Raises:
-        NotCertifiableError: Some module has no rule, or its rule's hypothesis fails.
+        NotCertifiableError: Some module has no rule, its rule's hypothesis fails, or norms do not
+            fit and may not be paid for.
         ShapeError: The shape of an input is needed and cannot be inferred.
-        ConfigError: The norms are of different types.
+        ConfigError: An argument is none of the values above.
     """
     source = _norm(norm_in, "norm_in")
     target = _norm(norm_out or source.name, "norm_out")  # type: ignore[arg-type]
-    if source.name != target.name:
-        raise ConfigError(
-            f"`norm_in` is a {source.name}-norm and `norm_out` a {target.name}-norm; rules exist "
-            "for norms of one type.",
-            hint="measure max to max, 1 to 1 or 2 to 2 and pay the dimension factor.",
-        )
-    if method not in ("auto", "componentwise", "product"):
-        raise ConfigError(f'`method` must be "auto", "componentwise" or "product", got {method!r}.')
-    shape = _shape(module, region, in_shape)
+    if method not in METHODS:
+        raise ConfigError(f"`method` must be one of {METHODS}, got {method!r}.")
+    if mixed not in ("pay", "refuse"):
+        raise ConfigError(f'`mixed` must be "pay" or "refuse", got {mixed!r}.')
+    p, q = cast("NormName", source.name), cast("NormName", target.name)
+    shape = input_shape(module, region, in_shape)
     with torch.no_grad():
         whole = majorise(module, Site(shape))
-        value = _measure(_weighted(whole, source, target), source.name, method)
+        found = measure(_weighted(whole, source, target), p, q, method, mixed=mixed, chain=chain)
         used = whole
         if region is not None:
-            box = region.double().unsqueeze()
-            used = majorise(module, Site(shape, box))
-            value = min(value, _measure(_weighted(used, source, target), source.name, method))
-        parts = _parts(used, source.name, region)
-    if not isfinite(value):
+            used = majorise(module, Site(shape, region.double().unsqueeze()))
+            local = measure(_weighted(used, source, target), p, q, method, mixed=mixed, chain=chain)
+            found = min(found, local, key=lambda measured: measured.value)
+        where = "everywhere" if region is None else "image of the box of inputs"
+        own = parts(used, found, p, where)
+    if not isfinite(found.value):
         raise NotCertifiableError(
-            f"The bound overflowed ({value}): the weights are too large for float64.",
+            f"The bound overflowed ({found.value}): the weights are too large for float64.",
             hint="look for a diverged layer; its own certificate in `parts` is infinite.",
         )
     return Certificate(
         "lipschitz",
-        value,
+        found.value,
         source.label,
         target.label,
-        _rule(used, source.name, method),
+        found.rule,
         "everywhere" if region is None else "box of inputs",
         (f"inputs of shape {shape}", *used.assumes),
-        parts,
+        own,
     )
 
 
@@ -172,9 +176,14 @@ def _norm(norm: Norm | NormName, name: str) -> Norm:
     return _NORMS[norm]()
 
 
-def _shape(
+def input_shape(
     module: nn.Module, region: Box | None, in_shape: tuple[int, ...] | None
 ) -> tuple[int, ...]:
+    """Shape of one input: as given, that of the region, or what the layers tell.
+
+    Raises:
+        ShapeError: Two of them differ, or none of them says it.
+    """
     if region is not None:
         if in_shape is not None and tuple(in_shape) != region.shape:
             raise ShapeError(f"`in_shape` is {in_shape}, but the region has shape {region.shape}.")
@@ -183,7 +192,7 @@ def _shape(
     if found is None:
         raise ShapeError(
             f"The shape of an input of {type(module).__name__} does not follow from its layers.",
-            hint="pass it without the batch: `lipschitz(net, in_shape=(1, 28, 28))`.",
+            hint="pass it without the batch: `in_shape=(1, 28, 28)`.",
         )
     return tuple(found)
 
@@ -199,66 +208,17 @@ def _weighted(majorant: Majorant, source: Norm, target: Norm) -> Majorant:
     links = [majorant]
     if source.weights is not None:
         scale = source.multipliers(prod(majorant.in_shape), torch.zeros((), dtype=torch.float64))
-        links.insert(0, Slopes(_up(1 / scale, majorant.in_shape), majorant.in_shape))
+        links.insert(0, _scaling(1 / scale, majorant.in_shape))
     if target.weights is not None:
         scale = target.multipliers(prod(majorant.out_shape), torch.zeros((), dtype=torch.float64))
-        links.append(Slopes(_up(scale, majorant.out_shape), majorant.out_shape))
+        links.append(_scaling(scale, majorant.out_shape))
     return majorant if len(links) == 1 else Chain(links, majorant.in_shape)
 
 
-def _up(scale: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return (scale * (1 + 1e-15)).reshape(shape)
-
-
-def _measure(majorant: Majorant, name: str, method: Method) -> float:
-    """The bound in an unweighted norm."""
-    if method == "product":
-        return product([_measure(link, name, "auto") for link in _flat(majorant)])
-    match name:
-        case "max":
-            return max_norm(majorant)
-        case "1":
-            return one_norm(majorant)
-        case _:
-            return singular(majorant) if method == "componentwise" else two_norm(majorant)
-
-
-def _flat(majorant: Majorant) -> list[Majorant]:
-    if not isinstance(majorant, Chain):
-        return [majorant]
-    return [leaf for link in majorant.links for leaf in _flat(link)]
-
-
-def _parts(majorant: Majorant, name: str, region: Box | None) -> tuple[Certificate, ...]:
-    if not isinstance(majorant, Chain):
-        return ()
-    where = "everywhere" if region is None else "image of the box of inputs"
-    return tuple(
-        Certificate(
-            "lipschitz",
-            _measure(link, name, "auto"),
-            name,
-            name,
-            link.rule,
-            where,
-            link.assumes,
-            _parts(link, name, region),
-        )
-        for link in majorant.links
-    )
-
-
-def _rule(majorant: Majorant, name: str, method: Method) -> str:
-    if not isinstance(majorant, Chain):
-        return majorant.rule
-    if method == "product":
-        return "product of the bounds of the parts"
-    how = {
-        "max": "one vector of componentwise bounds propagated",
-        "1": "one covector of componentwise bounds pulled back",
-        "2": "verified singular vector of the componentwise bounds, or product of the parts",
-    }
-    return how[name]
+def _scaling(scale: Tensor, shape: tuple[int, ...]) -> Slopes:
+    # the norms of slightly larger factors bound those of the factors
+    larger = (scale * (1 + 1e-15)).reshape(shape)
+    return Slopes(larger, shape, quotients=(larger, larger))
 
 
 @lipschitz_rule.register

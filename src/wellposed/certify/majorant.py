@@ -13,13 +13,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from math import inf, prod, sqrt
-from typing import final
+from typing import ClassVar, final
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from wellposed.core.spectra import UNIT, collatz, outward
+from wellposed.certify.eclipse import LARGEST, WIDEST
+from wellposed.certify.ellipsoid import Opaque, Slope, Step, Weights
+from wellposed.certify.multipliers import chain_gain
+from wellposed.core.spectra import UNIT, collatz, outward, rounding
 
 
 class Majorant(ABC):
@@ -31,6 +35,8 @@ class Majorant(ABC):
     """
 
     assumes: tuple[str, ...] = ()
+    neutral: ClassVar[bool] = False
+    """Whether it acts alike in every norm, as elementwise functions do."""
 
     def __init__(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> None:
         self.in_shape = tuple(in_shape)
@@ -50,6 +56,11 @@ class Majorant(ABC):
         return inf
 
     @property
+    def steps(self) -> tuple[Step, ...] | None:
+        """What is known of ``J`` beyond its absolute value; `None` if nothing is."""
+        return None
+
+    @property
     def rule(self) -> str:
         """The rule behind it, with its source."""
         return "componentwise bound of slopes and weights"
@@ -63,13 +74,22 @@ class Slopes(Majorant):
         slope: Upper bounds, nonnegative, broadcastable against one input.
         shape: Shape of one input.
         assumes: What is taken on trust.
+        quotients: Smallest and largest difference quotients, where more is known than `slope`.
     """
 
+    neutral: ClassVar[bool] = True
+
     def __init__(
-        self, slope: Tensor | float, shape: tuple[int, ...], assumes: tuple[str, ...] = ()
+        self,
+        slope: Tensor | float,
+        shape: tuple[int, ...],
+        assumes: tuple[str, ...] = (),
+        *,
+        quotients: tuple[Tensor | float, Tensor | float] | None = None,
     ) -> None:
         super().__init__(shape, shape)
         self._slope = torch.as_tensor(slope, dtype=torch.float64).detach().abs()
+        self._quotients = quotients
         self.assumes = assumes
         self._exact = bool(((self._slope == 1) | (self._slope == 0)).all())
 
@@ -88,6 +108,18 @@ class Slopes(Majorant):
 
     @property
     @override
+    def steps(self) -> tuple[Step, ...]:
+        ends = (-self._slope, self._slope) if self._quotients is None else self._quotients
+        low, high = (
+            torch.as_tensor(end, dtype=torch.float64).detach().expand(self.in_shape).flatten()
+            for end in ends
+        )
+        if len(low) > WIDEST and not torch.equal(low, high):
+            return (Opaque(self.spectral, len(low)),)
+        return (Slope(low, high),)
+
+    @property
+    @override
     def rule(self) -> str:
         return "largest slope of an elementwise function"
 
@@ -95,6 +127,8 @@ class Slopes(Majorant):
 @final
 class Rearrangement(Majorant):
     """A function that only moves components about: flatten, unflatten, identity."""
+
+    neutral: ClassVar[bool] = True
 
     def __init__(self, move: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
         moved = move(torch.zeros(1, *shape, dtype=torch.float64))
@@ -116,6 +150,11 @@ class Rearrangement(Majorant):
 
     @property
     @override
+    def steps(self) -> tuple[Step, ...]:
+        return ()  # every one of them keeps the order of components
+
+    @property
+    @override
     def rule(self) -> str:
         return "components are moved, not changed"
 
@@ -130,6 +169,7 @@ class Linear(Majorant):
         terms: At least as many as the products summed in any component of ``|W| v`` or
             ``|W|^T c``.
         spectral: Upper bound of ``||W||_2`` if one is known.
+        signed: ``x -> W x``, where it is known.
         assumes: What is taken on trust.
     """
 
@@ -140,12 +180,13 @@ class Linear(Majorant):
         terms: int,
         *,
         spectral: Callable[[], float] | None = None,
+        signed: Callable[[Tensor], Tensor] | None = None,
         assumes: tuple[str, ...] = (),
     ) -> None:
         probe = torch.zeros(1, *shape, dtype=torch.float64)
         super().__init__(shape, tuple(absolute(probe).shape[1:]))
         self._absolute, self._terms = absolute, terms
-        self._spectral = spectral
+        self._spectral, self._signed = spectral, signed
         self.assumes = assumes
 
     @override
@@ -166,55 +207,19 @@ class Linear(Majorant):
 
     @property
     @override
+    def steps(self) -> tuple[Step, ...] | None:
+        n_in, n_out = prod(self.in_shape), prod(self.out_shape)
+        if self._signed is None or n_out > WIDEST or n_in * n_out > LARGEST:
+            return None
+        eye = torch.eye(n_in, dtype=torch.float64).reshape(n_in, *self.in_shape)
+        matrix = self._signed(eye).reshape(n_in, n_out).mT.contiguous()
+        size = self._absolute(eye).reshape(n_in, n_out).mT
+        return (Weights(matrix, rounding(self._terms + 8) * size),)
+
+    @property
+    @override
     def rule(self) -> str:
         return "absolute weights of a linear map"
-
-
-@final
-class Maximum(Majorant):
-    """The largest component in each of several windows.
-
-    For a pair of inputs every row of ``J`` is a convex combination of the unit vectors of its
-    window (mean value theorem), so that ``|J| v`` is at most the largest ``v`` of the window.
-
-    Args:
-        maximum: The pooling itself.
-        total: The sum over the same windows.
-        shape: Shape of one input.
-        terms: At least the size of a window, and the number of windows that share a component.
-    """
-
-    def __init__(
-        self,
-        maximum: Callable[[Tensor], Tensor],
-        total: Callable[[Tensor], Tensor],
-        shape: tuple[int, ...],
-        terms: int,
-    ) -> None:
-        pooled = maximum(torch.zeros(1, *shape, dtype=torch.float64))
-        super().__init__(shape, tuple(pooled.shape[1:]))
-        self._maximum = maximum
-        self._windows = Linear(total, shape, terms)
-
-    @override
-    def apply(self, v: Tensor) -> Tensor:
-        return self._maximum(v)
-
-    @override
-    def adjoint(self, c: Tensor) -> Tensor:
-        return self._windows.adjoint(c)
-
-    @property
-    @override
-    def spectral(self) -> float:
-        # ||J||_inf <= 1 and ||J||_1 is at most the number of windows that share a component
-        shared = self.adjoint(torch.ones(1, *self.out_shape, dtype=torch.float64))
-        return sqrt(float(shared.max())) * (1 + 4 * UNIT)
-
-    @property
-    @override
-    def rule(self) -> str:
-        return "the largest of a window moves by at most the largest move"
 
 
 @final
@@ -246,6 +251,15 @@ class Chain(Majorant):
 
     @property
     @override
+    def steps(self) -> tuple[Step, ...]:
+        found: list[Step] = []
+        for link in self.links:
+            own = link.steps
+            found += [Opaque(two_norm(link), prod(link.out_shape))] if own is None else own
+        return tuple(found)
+
+    @property
+    @override
     def rule(self) -> str:
         return "composition of componentwise bounds"
 
@@ -268,8 +282,18 @@ def one_norm(majorant: Majorant) -> float:
 
 
 def two_norm(majorant: Majorant) -> float:
-    """Upper bound of ``||J||_2``: the better of `spectral` and a verified singular vector."""
-    return min(majorant.spectral, singular(majorant))
+    """Upper bound of ``||J||_2``: the best of `spectral`, `singular` and a chain's `chain_gain`."""
+    known = _TWO_NORMS.get(majorant)
+    if known is None:
+        known = min(majorant.spectral, singular(majorant))
+        if isinstance(majorant, Chain) and known > 0:
+            known = min(known, chain_gain(prod(majorant.in_shape), majorant.steps))
+        _TWO_NORMS[majorant] = known
+    return known
+
+
+# majorants do not change
+_TWO_NORMS: WeakKeyDictionary[Majorant, float] = WeakKeyDictionary()
 
 
 def singular(majorant: Majorant, steps: int = 60) -> float:

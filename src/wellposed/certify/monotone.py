@@ -35,7 +35,8 @@ from wellposed.core.fourier import centred_symbols, torus
 from wellposed.core.network import Network
 from wellposed.core.operators import Convolution, Dense
 from wellposed.core.spectra import UNIT, outward, rounding
-from wellposed.core.spectral import symbols, two_norm_bracket
+from wellposed.core.spectral import two_norm_bracket
+from wellposed.core.symbols import symbols
 from wellposed.errors import NotCertifiableError
 from wellposed.nn.equilibrium import Equilibrium
 

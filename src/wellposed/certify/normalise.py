@@ -9,13 +9,15 @@ from wellposed.certify.lipschitz import Site, infer_shape, lipschitz_rule
 from wellposed.certify.majorant import Majorant, Slopes
 from wellposed.certify.penalty import spread
 from wellposed.core.sets import Box
-from wellposed.core.spectra import outward
+from wellposed.core.spectra import UNIT, outward
 from wellposed.nn.normalise import Normalise
 
 
 @lipschitz_rule.register
 def _normalise(module: Normalise, site: Site) -> Majorant:
-    return Slopes(outward(1 / module.std.detach().double()), site.shape)
+    scale = 1 / module.std.detach().double()
+    high, low = outward(scale), scale * (1 - 4 * UNIT)
+    return Slopes(high, site.shape, quotients=(low, high))
 
 
 @enclose_rule.register

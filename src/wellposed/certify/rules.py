@@ -15,10 +15,11 @@ from wellposed.certify.affine import local_loop
 from wellposed.certify.box import equilibrium_box, value_slack
 from wellposed.certify.enclose import enclose, enclose_rule
 from wellposed.certify.guard import check_eval, has_rule, refuse
-from wellposed.certify.linear import LINEAR_TYPES, linear_part
+from wellposed.certify.linear import GENERAL_TYPES, LINEAR_TYPES, linear_part
 from wellposed.certify.lipschitz import Site, infer_shape, lipschitz_rule, majorise
 from wellposed.certify.loop import Loop
-from wellposed.certify.majorant import Linear, Majorant, Maximum, Rearrangement, Slopes
+from wellposed.certify.majorant import Linear, Majorant, Rearrangement, Slopes
+from wellposed.certify.maximum import Maximum
 from wellposed.certify.monotone import monotone_majorant
 from wellposed.core import activations as act
 from wellposed.core.scalar import Activation
@@ -32,7 +33,13 @@ from wellposed.nn.equilibrium import Equilibrium
 
 def _linear(module: nn.Module, site: Site) -> Majorant:
     part = linear_part(module, site.path)
-    return Linear(part.absolute, site.shape, part.terms, spectral=part.spectral)
+    return Linear(
+        part.absolute,
+        site.shape,
+        part.terms,
+        spectral=part.spectral_on(site.shape),
+        signed=part.signed,
+    )
 
 
 def _linear_box(module: nn.Module, box: Box) -> Box:
@@ -46,7 +53,7 @@ def _linear_box(module: nn.Module, box: Box) -> Box:
     return Box(y - spread, y + spread)
 
 
-for _kind in LINEAR_TYPES:
+for _kind in (*LINEAR_TYPES, *GENERAL_TYPES):
     lipschitz_rule.register(_kind, _linear)
     enclose_rule.register(_kind, _linear_box)
 
@@ -114,12 +121,13 @@ def _elementwise(module: nn.Module, site: Site) -> Majorant:
     phi = elementwise_activation(module, site.path)
     assumes = (_JUMP,) if isinstance(module, nn.Softplus) else ()
     if site.box is None:
-        return Slopes(phi.steepest, site.shape, assumes)
+        return Slopes(phi.steepest, site.shape, assumes, quotients=phi.slopes)
     low, high = phi.slope_range(site.box.lower, site.box.upper)
-    slope = torch.maximum(low.abs(), high.abs())
     if not phi.homogeneous:
-        slope = (slope + 1e-14).clamp(max=phi.steepest)
-    return Slopes(slope[0], site.shape, assumes)
+        low = (low - 1e-14).clamp(min=phi.slopes[0])
+        high = (high + 1e-14).clamp(max=phi.slopes[1])
+    slope = torch.maximum(low.abs(), high.abs())
+    return Slopes(slope[0], site.shape, assumes, quotients=(low[0], high[0]))
 
 
 def _elementwise_box(module: nn.Module, box: Box) -> Box:
@@ -132,8 +140,10 @@ def _elementwise_box(module: nn.Module, box: Box) -> Box:
     )
 
 
-for _kind in (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.ELU, nn.GELU, nn.SiLU,
-              nn.Hardtanh, nn.ReLU6):  # fmt: skip
+ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.ELU, nn.GELU, nn.SiLU,
+               nn.Hardtanh, nn.ReLU6)  # fmt: skip
+
+for _kind in ACTIVATIONS:
     lipschitz_rule.register(_kind, _elementwise)
     enclose_rule.register(_kind, _elementwise_box)
     infer_shape.register(_kind, lambda module: ())

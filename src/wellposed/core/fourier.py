@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from wellposed.core.inverse import Inverse, inverse_of
 from wellposed.core.operators import Convolution
-from wellposed.core.spectral import symbols
+from wellposed.core.symbols import symbols
 from wellposed.errors import ConfigError
 
 

@@ -19,6 +19,7 @@ from wellposed.core.norms import MaxNorm, OneNorm, TwoNorm
 from wellposed.core.operators import Dense
 from wellposed.core.records import Certificate, Estimate, Record
 from wellposed.errors import AuditError, NotCertifiableError
+from wellposed.nn.binary import takes_signs
 from wellposed.nn.equilibrium import Equilibrium
 from wellposed.nn.normalise import Normalise
 from wellposed.verify.audit import audit
@@ -103,7 +104,12 @@ def _in_pixels(affine: Affine, std: Tensor) -> Affine:
 
 
 def estimate_model(model: nn.Sequential, images: Tensor, rounds: int = 2) -> list[Record]:
-    """Attacked lower bounds of the Lipschitz constants that `certify_model` bounds from above."""
+    """Attacked lower bounds of the Lipschitz constants that `certify_model` bounds from above.
+
+    None of a network that takes signs: its derivatives are stand-ins.
+    """
+    if takes_signs(model):
+        return []
     norms = (MaxNorm(), OneNorm(), TwoNorm())
     return [lipschitz_lower(model, images, norm_in=norm, rounds=rounds) for norm in norms]
 

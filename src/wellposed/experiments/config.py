@@ -17,6 +17,7 @@ from wellposed.experiments.families.dense import Nemon
 from wellposed.experiments.families.layer import Solve
 from wellposed.experiments.names import nearest
 from wellposed.experiments.penalties import PenaltySection, PenaltyTerm
+from wellposed.experiments.retention import check_teachers
 from wellposed.experiments.robust import Plain, Robust
 from wellposed.experiments.sections import Attacks, Certified, Data, Variant, Verified
 from wellposed.experiments.toml import to_toml
@@ -66,7 +67,7 @@ class Config(Settings):
     def _variants_are_valid(self) -> Self:
         if len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"`seeds` must differ, got {self.seeds}.")
-        self.resolved()
+        check_teachers({name: v.penalty for name, v in self.resolved().items()})
         return self
 
     def resolved(self) -> dict[str, Variant]:

@@ -1,4 +1,4 @@
-"""The section `penalty`: terms of the loss of the weights alone, or of the equilibria."""
+"""The section `penalty`: terms of the loss of weights, equilibria or pairs of inputs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, final
 from pydantic import BeforeValidator, Field
 
 from wellposed.errors import ConfigError
+from wellposed.experiments.regularisers import GainTerm, PairsTerm, WeightsTerm
+from wellposed.experiments.retention import RetentionTerm
 from wellposed.training import Objective, Penalty, Recipe
 from wellposed.training.certified import Ramp
 from wellposed.training.jacobian import Every, JacobianLoss, Sometimes
@@ -76,7 +78,9 @@ def _with_kind(section: Any) -> Any:
 
 
 PenaltySection = Annotated[
-    PenaltyTerm | JacobianTerm, Field(discriminator="kind"), BeforeValidator(_with_kind)
+    PenaltyTerm | JacobianTerm | PairsTerm | WeightsTerm | GainTerm | RetentionTerm,
+    Field(discriminator="kind"),
+    BeforeValidator(_with_kind),
 ]
 
 

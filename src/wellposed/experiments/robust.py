@@ -14,6 +14,7 @@ from wellposed.training.certified import (
     Ramp,
     SmallBoxLoss,
 )
+from wellposed.training.gains import GainMarginLoss
 from wellposed.training.margin import MarginLoss
 from wellposed.training.objective import Objective
 from wellposed.training.settings import Settings
@@ -140,6 +141,36 @@ class MarginTerm(Settings):
         return False
 
 
+@final
+class GainMarginTerm(Settings):
+    """Cross entropy of the logits at the worst point of a ball, bounded by gains of differences.
+
+    Args:
+        kind: ``"gain-margin"``.
+        radius: In the 2-norm, in pixels of [0, 1], at the end of training.
+        begin: Part of the run when the radius starts to grow from 0.
+        end: Part of the run when it is reached.
+    """
+
+    kind: Literal["gain-margin"] = "gain-margin"
+    radius: float = Field(default=0.3, ge=0)
+    begin: _Part = 0.0
+    end: _Part = 0.5
+
+    def model_post_init(self, context: object, /) -> None:
+        """Check the order of the two ends of the ramp."""
+        if self.begin > self.end:
+            raise ConfigError(
+                f"`robust.begin` is {self.begin} and `robust.end` {self.end}; expected begin <= "
+                "end: the radius grows from the one to the other."
+            )
+
+    @property
+    def initialise(self) -> bool:
+        """No interval is propagated."""
+        return False
+
+
 def _with_kind(section: Any) -> Any:
     """A section that names a radius and no kind is that of the interval loss."""
     if isinstance(section, dict):
@@ -148,7 +179,13 @@ def _with_kind(section: Any) -> Any:
 
 
 Robust = Annotated[
-    Plain | IntervalTerm | CrownIntervalTerm | SmallBoxTerm | ConvexMixTerm | MarginTerm,
+    Plain
+    | IntervalTerm
+    | CrownIntervalTerm
+    | SmallBoxTerm
+    | ConvexMixTerm
+    | MarginTerm
+    | GainMarginTerm,
     Field(discriminator="kind"),
     BeforeValidator(_with_kind),
 ]
@@ -172,3 +209,5 @@ def make_objective(section: Robust) -> Objective | None:
             return ConvexMixLoss(eps, alpha, section.steps)
         case MarginTerm():
             return MarginLoss(section.offset, section.temperature)
+        case GainMarginTerm():
+            return GainMarginLoss(Ramp(0.0, section.radius, section.begin, section.end))

@@ -12,10 +12,12 @@ from wellposed.errors import CheckpointError
 from wellposed.experiments.datasets import examples
 from wellposed.experiments.models import parameters
 from wellposed.experiments.penalties import make_penalty, penalised
+from wellposed.experiments.regularisers import make_regulariser
+from wellposed.experiments.retention import retained, teacher_of
 from wellposed.experiments.robust import make_objective
 from wellposed.experiments.workspace import WEIGHTS, Job, Workspace
 from wellposed.files.atomic import read_tensors
-from wellposed.training import Examples, accuracy, fit, save_weights
+from wellposed.training import Examples, Objective, accuracy, fit, save_weights
 from wellposed.training.progress import Display
 from wellposed.training.tally import counted
 
@@ -31,7 +33,8 @@ def train(work: Workspace, *, resume: bool = False) -> None:
     learn = examples(work.parts.train)
     choose = None if work.parts.validation is None else examples(work.parts.validation)
     look = examples(work.parts.test)
-    for job in work.jobs():
+    teachers = {teacher_of(job.variant.penalty) for job in work.jobs()}
+    for job in sorted(work.jobs(), key=lambda job: job.name not in teachers):
         if resume and _finished(work, job):
             work.say(f"{job.title}: trained already")
             continue
@@ -59,9 +62,8 @@ def _train_one(
         job.folder,
         validation=choose,
         penalty=make_penalty(job.variant.penalty, work.parts.shape),
-        objective=penalised(
-            make_objective(job.variant.robust), job.variant.penalty, recipe, len(learn)
-        ),
+        objective=_objective(work, job, model, len(learn)),
+        regulariser=make_regulariser(job.variant.penalty, learn.inputs, job.seed),
         seed=job.seed,
         stamp=work.stamp(job),
         resume=resume,
@@ -78,6 +80,13 @@ def _train_one(
     weights = save_weights(job.folder / WEIGHTS, model, meta)
     job.write("metrics", metrics, weights)
     work.say(f"{job.title}: test accuracy {100 * metrics['test_accuracy']:.2f} %")
+
+
+def _objective(work: Workspace, job: Job, model: nn.Module, count: int) -> Objective | None:
+    variant, teacher = job.variant, work.teacher(job)
+    known = None if teacher is None else work.trained(teacher)[0]
+    loss = penalised(make_objective(variant.robust), variant.penalty, variant.training, count)
+    return retained(model, loss, variant.penalty, known, variant.training.label_smoothing)
 
 
 def _final(model: nn.Module, rows: list[dict[str, float]], look: Examples) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from wellposed.errors import CheckpointError, ConfigError
 from wellposed.experiments.config import Config, load
 from wellposed.experiments.datasets import Parts, load_parts
 from wellposed.experiments.models import build_model
+from wellposed.experiments.retention import teacher_of
 from wellposed.experiments.robust import Plain
 from wellposed.experiments.sections import Variant
 from wellposed.files.atomic import write_atomic, write_json
@@ -121,6 +122,11 @@ class Workspace:
             for seed in self.config.seeds:
                 yield Job(name, variant, seed, self.folder / name / f"seed-{seed}")
 
+    def teacher(self, job: Job) -> Job | None:
+        """The network that a job is compared with in training; `None` if there is none."""
+        name = teacher_of(job.variant.penalty)
+        return next((j for j in self.jobs() if j.name == name and j.seed == job.seed), None)
+
     def prepare(self) -> None:
         """Write configuration, environment and data digests into the folder."""
         torch.set_num_threads(self.config.threads)
@@ -163,12 +169,17 @@ class Workspace:
         )
         if isinstance(job.variant.robust, Plain):
             del variant["robust"]  # networks of before the section existed keep their digest
-        content = {
+        if not variant["model"].get("scaled", True):
+            del variant["model"]["scaled"]  # likewise
+        content: dict[str, Any] = {
             "variant": variant,
             "data": self.config.data.model_dump(mode="json", exclude={"folder", "test_limit"}),
             "files": sorted(self.parts.source.digests.values()),
             "seed": job.seed,
         }
+        teacher = self.teacher(job)
+        if teacher is not None:
+            content["teacher"] = self.stamp(teacher)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def say(self, text: str) -> None:

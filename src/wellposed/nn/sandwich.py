@@ -84,4 +84,5 @@ def cayley(X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
     eye = torch.eye(len(X), dtype=X.dtype, device=X.device)
     # (I + Z) has a symmetric part of at least I, so that it can always be inverted
     inverse = torch.linalg.inv(eye + Z)
-    return inverse @ (eye - Z), -2 * (Y @ inverse)
+    # (I + Z)^-1 (I - Z) without the product
+    return 2 * inverse - eye, -2 * (Y @ inverse)

@@ -15,6 +15,7 @@ from wellposed.files.atomic import digest, read_tensors, write_tensors
 from wellposed.training.averaging import Average
 from wellposed.training.meter import Sums
 from wellposed.training.optimisers import load_optimiser, optimiser_tensors
+from wellposed.training.regulariser import Regulariser
 
 FILE = "checkpoint/state.safetensors"
 _FORMAT = 1
@@ -48,12 +49,14 @@ class Trainee:
         optimiser: With its memory.
         average: Of the weights, if there is one.
         stamp: Digest of the configuration; a checkpoint of another one is refused.
+        regulariser: A term of the loss that has a state, if there is one.
     """
 
     model: nn.Module
     optimiser: torch.optim.Optimizer
     average: Average | None
     stamp: str
+    regulariser: Regulariser | None = None
 
     def save(self, folder: Path, position: Position) -> None:
         """Write the checkpoint of `folder`.
@@ -75,6 +78,9 @@ class Trainee:
         if self.average is not None:
             tensors |= {f"average.{k}": v for k, v in self.average.tensors().items()}
             meta["average_steps"] = self.average.steps
+        if self.regulariser is not None:
+            state = self.regulariser.state_dict()
+            tensors |= {f"regulariser.{k}": v for k, v in state.items()}
         write_tensors(folder / FILE, tensors, meta)
 
     def load(self, folder: Path) -> Position | None:
@@ -103,6 +109,10 @@ class Trainee:
         load_optimiser(self.optimiser, _part(tensors, "optimiser."))
         if self.average is not None:
             self.average.load(_part(tensors, "average."), meta["average_steps"])
+        if self.regulariser is not None:
+            state = _part(tensors, "regulariser.")
+            check_weights(self.regulariser, state, path)
+            self.regulariser.load_state_dict(state)
         torch.set_rng_state(tensors["random"])
         return Position(meta["epoch"], meta["step"], Sums(**meta["sums"]), meta["rows"])
 

@@ -25,6 +25,7 @@ from wellposed.training.objective import CrossEntropy, Objective
 from wellposed.training.optimisers import make_optimiser
 from wellposed.training.progress import Display
 from wellposed.training.recipe import Recipe
+from wellposed.training.regulariser import Regulariser
 from wellposed.training.schedules import learning_rate
 from wellposed.training.tally import counted
 
@@ -52,6 +53,7 @@ def fit(
     validation: Examples | None = None,
     penalty: Penalty | None = None,
     objective: Objective | None = None,
+    regulariser: Regulariser | None = None,
     seed: int = 0,
     stamp: str = "",
     resume: bool = False,
@@ -72,6 +74,7 @@ def fit(
         validation: Held-out examples, looked at after every epoch; never the test part.
         penalty: Added to the loss.
         objective: The loss; by default cross entropy with the recipe's label smoothing.
+        regulariser: A term with a state, which is saved and resumed with the run.
         seed: Of the order of the images, of augmentation and of anything random in the model.
         stamp: Digest of the configuration; a checkpoint of another one is refused.
         resume: Whether to go on from the checkpoint in `folder`, if there is one.
@@ -96,7 +99,7 @@ def fit(
     torch.manual_seed(seed)
     optimiser = make_optimiser(model, recipe)
     average = Average(model, recipe.averaging) if recipe.averaging else None
-    trainee = Trainee(model, optimiser, average, stamp)
+    trainee = Trainee(model, optimiser, average, stamp, regulariser)
     position = (trainee.load(folder) if resume else None) or Position()
     metrics = MetricsFile(folder, position.rows, tensorboard=recipe.tensorboard)
     metrics.write()
@@ -125,6 +128,9 @@ def fit(
             row = {"epoch": epoch + 1, **meter.row(), "lr": run.rate(steps - 1)}
             if validation is not None:
                 row |= _validate(model, average, validation, objective)
+                tally.clear()
+            if regulariser is not None:
+                row |= regulariser.epoch_over(model, row)
                 tally.clear()
             metrics.add(row)
             position = Position(epoch + 1, 0, Sums(), [*position.rows, row])
@@ -202,10 +208,13 @@ class _Epoch:
         done = (self.epoch * self.steps + step) / (recipe.epochs * self.steps)
         loss, logits = self.objective.loss(trainee.model, inputs, labels, done)
         extra = None
-        total = loss
         if self.penalty is not None:
             extra = self.penalty.weight * self.penalty.function(trainee.model)
-            total = loss + extra
+        if trainee.regulariser is not None:
+            term = trainee.regulariser.extra(trainee.model)
+            if term is not None:
+                extra = term if extra is None else extra + term
+        total = loss if extra is None else loss + extra
         trainee.optimiser.zero_grad(set_to_none=True)
         total.backward()
         if recipe.clip:

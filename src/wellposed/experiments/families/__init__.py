@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field
 from torch import nn
 
 from wellposed.experiments.families import (
+    binary_conv,
     concave,
     dense,
     fixed_point,
@@ -20,6 +21,7 @@ from wellposed.experiments.families import (
     monotone_conv,
     nemon_conv,
     nemon_deep,
+    plain,
     subhomogeneous,
 )
 from wellposed.experiments.families.layer import Shape, Solve
@@ -42,6 +44,9 @@ _FAMILIES: Mapping[type[Settings], Builder] = {
     fixed_point.FpnConv: fixed_point.build,
     fixed_point.FreeConv: fixed_point.build,
     lben.Lben: lben.build,
+    plain.Perceptron: plain.build,
+    plain.Orthogonal: plain.build_orthogonal,
+    binary_conv.BinaryConv: binary_conv.build,
 }
 
 
