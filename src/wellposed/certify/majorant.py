@@ -61,6 +61,11 @@ class Majorant(ABC):
         return None
 
     @property
+    def summands(self) -> tuple[Majorant, ...]:
+        """Majorants of functions that this one is the sum of, if it is one."""
+        return ()
+
+    @property
     def rule(self) -> str:
         """The rule behind it, with its source."""
         return "componentwise bound of slopes and weights"

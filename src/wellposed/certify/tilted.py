@@ -51,6 +51,11 @@ class Sum(Majorant):
 
     @property
     @override
+    def summands(self) -> tuple[Majorant, ...]:
+        return self._one, self._other
+
+    @property
+    @override
     def rule(self) -> str:
         return "sum of the bounds of a body and a linear part"
 

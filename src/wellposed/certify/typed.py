@@ -147,8 +147,20 @@ def part_norm(link: Majorant, p: NormName, q: NormName) -> tuple[float, str]:
     """Upper bound of one part from the p- to the q-norm, and what proved it.
 
     From max and to 1 the componentwise bound ``|dz| <= |J| |dv|`` tells all; the pairs 1 to max,
-    1 to 2 and 2 to max are read off its entries, where these are few enough.
+    1 to 2 and 2 to max are read off its entries, where these are few enough. A sum is at most the
+    sum of the bounds of its summands, each by the best chain of its own.
     """
+    found = _single(link, p, q)
+    if link.summands:
+        try:
+            bounds = [best_route(part, p, q, mixed="refuse").bound for part in link.summands]
+        except NotCertifiableError:
+            return found
+        found = min(found, (sum(bounds) * (1 + 2 * rounding(len(bounds))), link.rule))
+    return found
+
+
+def _single(link: Majorant, p: NormName, q: NormName) -> tuple[float, str]:
     match p, q:
         case "2", "2":
             return two_norm(link), link.rule

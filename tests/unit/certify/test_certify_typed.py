@@ -49,7 +49,7 @@ def jacobians(net, x):
 @pytest.mark.parametrize("act", [nn.GELU, MaxMin])
 def test_no_jacobian_exceeds_a_typed_bound_at_ugly_parameters(act):
     x = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)).double()
-    for spoil in list(SPOILERS.values())[1::2]:
+    for spoil in list(SPOILERS.values())[1::3]:
         net = net_of(act)
         spoil(net, x)
         J = jacobians(net, torch.cat([0.1 * x, 10 * x]))
