@@ -120,14 +120,6 @@ from wellposed.solvers.splitting import DouglasRachford as DouglasRachford
 from wellposed.solvers.splitting import ForwardBackward as ForwardBackward
 from wellposed.solvers.splitting import PeacemanRachford as PeacemanRachford
 from wellposed.solvers.transposed import Transposed as Transposed
-from wellposed.training.controller import Additive as Additive
-from wellposed.training.controller import Multiplicative as Multiplicative
-from wellposed.training.controller import TargetController as TargetController
-from wellposed.training.gains import GainMarginLoss as GainMarginLoss
-from wellposed.training.gains import logit_gains as logit_gains
-from wellposed.training.pairs import PairQuotient as PairQuotient
-from wellposed.training.pairs import noisy_pairs as noisy_pairs
-from wellposed.training.regulariser import Regulariser as Regulariser
 from wellposed.verify.audit import audit as audit
 from wellposed.verify.branch import Budget as Budget
 from wellposed.verify.cascade import verify as verify

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import final
 
@@ -95,6 +95,11 @@ class _Recording(Gradient):
         return solution
 
 
+_DIRECTION = 1e-4
+"""Relative tolerance of adjoint equations. In single precision a splitting may stay above a tenth
+of the forward tolerance for ever, and would spend its budget on digits that no step needs."""
+
+
 @contextmanager
 def exact_layers(model: nn.Module, stopping: Stopping | None = None) -> Generator[Solves]:
     """Evaluation mode, exact implicit gradients, no parameter gradients; undone on leaving.
@@ -120,6 +125,9 @@ def exact_layers(model: nn.Module, stopping: Stopping | None = None) -> Generato
         for layer, gradient, own in before:
             # a layer that is implicit already keeps its own adjoint solver
             inner = gradient if isinstance(gradient, Implicit) else Implicit()
+            if stopping is None and inner.rtol is None:
+                # a step needs a direction; the points it leads to are what is judged
+                inner = replace(inner, rtol=_DIRECTION)
             budget = max(Stopping().max_evaluations, own.max_evaluations if own else 0)
             layer.gradient = _Recording(solves, inner)
             layer.eval_stopping = stopping or Stopping(max_evaluations=budget)
