@@ -63,7 +63,7 @@ def run() -> None:
         steps[name] = lambda model=model, part=part: train(
             model, x[part], y[part], epochs=1, batch=BATCH
         )
-    times = interleaved(steps, rounds=7)
+    times = interleaved(steps, rounds=15)
     base = times["plain MLP 784-100-10"]
     for name, seconds in times.items():
         report.row(name, 1e3 * seconds / STEPS, seconds / STEPS * 600, seconds / base)

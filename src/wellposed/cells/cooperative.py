@@ -88,7 +88,7 @@ class CooperativeCell(AffineCell):
     @override
     def explicit(self) -> Affine:
         S, a, eta = skewed(self.T.abs(), self.log_eta, self.damping, self.off_diagonal, self.margin)
-        A = Dense(torch.diagonal_scatter(S, a), apart=(S, a))
+        A = Dense.of_parts(S, a)
         V = self.inject.weight
         B = torch.where(self.signs == 0, V, V.abs() * self.signs)
         return Affine(A, Dense(B), self.inject.bias, self.activation, witness=eta)

@@ -73,7 +73,7 @@ class NemonCell(AffineCell):
     @override
     def explicit(self) -> Affine:
         S, a, eta = skewed(self.T, self.log_eta, self.damping, self.off_diagonal, self.margin)
-        A = Dense(torch.diagonal_scatter(S, a), apart=(S, a))
+        A = Dense.of_parts(S, a)
         inject = self.inject
         return Affine(A, Dense(inject.weight), inject.bias, self.activation, witness=eta)
 

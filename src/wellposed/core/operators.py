@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 from typing_extensions import override
 
+from wellposed.core.peel import transforming
 from wellposed.errors import ShapeError
 
 Padding = Literal["zeros", "circular"]
@@ -104,32 +105,57 @@ class Operator(ABC):
 
 
 @final
-@dataclass(frozen=True, eq=False)
 class Dense(Operator):
     """A matrix of shape (out, in).
 
     Args:
         matrix: Its numbers.
-        apart: The same numbers as (matrix with a zero diagonal, diagonal), where whoever made the
-            matrix had them apart; taken at its word. It saves taking the matrix apart again.
     """
 
-    matrix: Tensor
-    apart: tuple[Tensor, Tensor] | None = None
+    __slots__ = ("_matrix", "_parts")
 
-    def __post_init__(self) -> None:
-        if self.matrix.ndim != 2:
-            raise ShapeError(f"A dense operator needs a matrix, got {tuple(self.matrix.shape)}.")
+    def __init__(self, matrix: Tensor) -> None:
+        if matrix.ndim != 2:
+            raise ShapeError(f"A dense operator needs a matrix, got {tuple(matrix.shape)}.")
+        self._matrix: Tensor | None = matrix
+        self._parts: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def of_parts(cls, rest: Tensor, diagonal: Tensor) -> Dense:
+        """A square matrix given as one with a zero diagonal, taken at its word, and a diagonal.
+
+        Iterating the canonical form needs the parts alone: the whole is put together when someone
+        asks for it.
+        """
+        made = cls(rest)
+        made._matrix, made._parts = None, (rest, diagonal)
+        return made
+
+    @property
+    def matrix(self) -> Tensor:
+        """Its numbers, of shape (out, in)."""
+        if self._matrix is not None:
+            return self._matrix
+        assert self._parts is not None
+        whole = torch.diagonal_scatter(*self._parts)
+        # what was made without history, or inside a transform, is of no use outside
+        if whole.requires_grad == any(t.requires_grad for t in self._parts) and not transforming():
+            self._matrix = whole
+        return whole
+
+    @property
+    def _shape(self) -> torch.Size:
+        return self._parts[0].shape if self._matrix is None and self._parts else self.matrix.shape
 
     @property
     @override
     def in_shape(self) -> tuple[int, ...]:
-        return (self.matrix.shape[1],)
+        return (self._shape[1],)
 
     @property
     @override
     def out_shape(self) -> tuple[int, ...]:
-        return (self.matrix.shape[0],)
+        return (self._shape[0],)
 
     @property
     @override
@@ -158,12 +184,12 @@ class Dense(Operator):
 
     @override
     def diagonal(self) -> Tensor:
-        return torch.diagonal(self.matrix) if self.apart is None else self.apart[1]
+        return torch.diagonal(self.matrix) if self._parts is None else self._parts[1]
 
     @override
     def off_diagonal(self) -> Dense:
-        if self.apart is not None:
-            return Dense(self.apart[0])
+        if self._parts is not None:
+            return Dense(self._parts[0])
         return Dense(self.matrix - torch.diag_embed(torch.diagonal(self.matrix)))
 
     @override

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from wellposed.core.maps import AffineMap, LinearMap, Map, Transpose
+from wellposed.core.operators import Dense
 from wellposed.solvers.base import Solution, Stopping
 from wellposed.solvers.krylov import LinearSolver
 
@@ -78,14 +79,15 @@ def _affine(
     )
     found = solver.solve(linear, stopping)
     flow = found.value
-    out: list[Tensor | None] = [
-        operator.weight_gradient(flow, z) if needed[0] else None,
-        flow if needed[1] else None,
-    ]
+    weight = operator.weight_gradient(flow, z) if needed[0] else None
+    out: list[Tensor | None] = [weight, flow if needed[1] else None]
     if map_.feedback is not None:
         shape = map_.feedback.shape
         # s -> psi(a, s) has d psi / d a = z d psi / d s
-        out.append((flow * z).sum_to_size(1, *shape)[0] if needed[2] else None)
+        if weight is not None and isinstance(operator, Dense) and shape == flow.shape[1:]:
+            out.append(torch.diagonal(weight).clone() if needed[2] else None)
+        else:
+            out.append((flow * z).sum_to_size(1, *shape)[0] if needed[2] else None)
     return found, out
 
 

@@ -37,7 +37,8 @@ class Adjoint:
 
     Args:
         solver: Of ``u = M u + g``.
-        rtol: Relative tolerance; `None` takes a tenth of the forward tolerance.
+        rtol: Relative tolerance; `None` takes the forward tolerance: both errors weigh alike in a
+            gradient.
         max_evaluations: Budget of products a sample.
         report: Whether the outcome is recorded and a miss of the tolerance warned about.
     """
@@ -51,12 +52,10 @@ class Adjoint:
         """Tolerances of the equation; `coarse` if its products run in mixed precision."""
         rtol = self.rtol
         if rtol is None:
-            rtol = max(0.1 * forward.tolerances(dtype)[0], 8 * torch.finfo(dtype).eps)
+            rtol = max(forward.tolerances(dtype)[0], 8 * torch.finfo(dtype).eps)
             if coarse:
                 rtol = max(rtol, _HALF_RTOL)
-        # a tenth of the tolerance: one evaluation more
-        first = forward.first_look + 1 if forward.first_look > 1 else 1
-        return Stopping(rtol, 0.0, self.max_evaluations, first)
+        return Stopping(rtol, 0.0, self.max_evaluations, forward.first_look)
 
     def record(self, report: AdjointReport, found: Solution) -> None:
         """Write down how the equation was solved; warn if it was not."""
@@ -65,7 +64,7 @@ class Adjoint:
         report.evaluations = plain(found.evaluations)
         report.residual = plain(found.residual)
         report.status = plain(found.status)
-        if int(torch.count_nonzero(report.status)):
+        if not found.clean and int(torch.count_nonzero(report.status)):
             told = replace(found, status=report.status, residual=report.residual)
             warnings.warn(
                 f"Adjoint equation: {describe(told)} The gradient is not exact.",
@@ -137,7 +136,8 @@ def attach_equation(problem: Problem, adjoint: Adjoint) -> Solution:
     # a transform hands the Function other numbers than those that the given form holds
     same = isinstance(problem.solver, (Auto, Jacobi)) or any(map(wrapped, map_.tensors))
     given = None if same else problem.map_
-    node = Equation(replace(problem, map_=map_), adjoint, report, given=given)
+    told = problem if map_ is problem.map_ else replace(problem, map_=map_)
+    node = Equation(told, adjoint, report, given=given)
     value = _apply(node, problem.start, map_.tensors)
     found = node.take()
     assert found is not None

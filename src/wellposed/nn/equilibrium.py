@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from functools import cache
 from typing import Any, Literal, final, get_args
 
 import torch
@@ -102,15 +103,12 @@ class Equilibrium(nn.Module):
         if stopping is None:
             stopping = default_stopping(map_, start)
             if self.training:
-                rtol = 1e-3 if stopping.rtol is None else stopping.rtol
-                # methods that pay for a look were not seen to be done before their third
-                first = _TRAINING_LOOK if self.solver.stride == 1 else 1 + 2 * self.solver.stride
-                stopping = Stopping(rtol, first_look=first)
+                stopping = _in_training(stopping.rtol, self.solver.stride)
         solution = self.gradient.attach(Problem(map_, start, self.solver, stopping))
         broken = _broken_inputs(map_, x)
         if broken is not None:
             codes = torch.where(broken, Status.NONFINITE, solution.status).to(torch.int8)
-            solution = replace(solution, status=codes)
+            solution = replace(solution, status=codes, clean=False)
         if fill:
             solution = _first(solution, rows)
         self._react(solution)
@@ -129,10 +127,11 @@ class Equilibrium(nn.Module):
             plain(solution.evaluations),
             plain(solution.status),
             adjoint=solution.adjoint,
+            clean=solution.clean,
         )
         self.last = told
         action = self.on_failure or ("warn" if self.training else "raise")
-        if action == "ignore" or not int(torch.count_nonzero(told.status)):
+        if told.clean or action == "ignore" or not int(torch.count_nonzero(told.status)):
             return
         if action == "raise":
             raise NonConvergenceError(
@@ -152,6 +151,13 @@ class Equilibrium(nn.Module):
     @override
     def extra_repr(self) -> str:
         return f"solver={self.solver}, gradient={self.gradient}"
+
+
+@cache
+def _in_training(rtol: float | None, stride: int) -> Stopping:
+    # methods that pay for a look were not seen to be done before their third
+    first = _TRAINING_LOOK if stride == 1 else 1 + 2 * stride
+    return Stopping(1e-3 if rtol is None else rtol, first_look=first)
 
 
 def _broken_inputs(map_: Map, x: Tensor) -> Tensor | None:

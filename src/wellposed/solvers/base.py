@@ -118,6 +118,8 @@ class Solution:
         status: `Status` codes, a sample (int8).
         map_: The prepared map, detached; `None` if it was not kept.
         adjoint: Filled during a backward pass.
+        clean: Whether every sample is known to have converged without looking at `status`; false
+            if nobody knows.
     """
 
     value: Tensor
@@ -126,6 +128,7 @@ class Solution:
     status: Tensor
     map_: Map | None = None
     adjoint: AdjointReport | None = None
+    clean: bool = False
 
     @property
     def converged(self) -> Tensor:
@@ -272,15 +275,20 @@ def _iterate(
         if look:
             following = _next_look(count, solver.stride)
             size = torch.linalg.vector_norm(fz, dim=axes, dtype=wide)
+            above = torch.sub(distance, size, alpha=slack)
+            if pending is None and apart and _all_at_most(above, floor):
+                now = Row(z, distance, fz if image else None)
+                ended = ledger.close(now, count, None, slots, over=None, clean=True)
+                break
             # NaN compares false, as does the difference of two infinities: they end a sample too
-            going = torch.sub(distance, size, alpha=slack) > floor
+            going = above > floor
             if pending is not None:
                 going = going & pending
             still = int(torch.count_nonzero(going if apart else plain(going)))
             if count == limit or not still:
                 over = going if still else None
                 now = Row(z, distance, fz if image else None)
-                row, evaluations, status = ledger.close(now, count, pending, slots, over=over)
+                ended = ledger.close(now, count, pending, slots, over=over)
                 break
             if still < waiting:
                 done = ~going if pending is None else pending ^ going
@@ -295,11 +303,19 @@ def _iterate(
                 entered = count
                 pending = None if waiting == room else pending
         z, state = solver.propose(work, z, fz, state)
-    value, fz = row.value, row.image
+    value, residual, fz = ended.row
     if wider is not None:
         value = value[:, :columns].contiguous()
         fz = None if fz is None else fz[:, :columns].contiguous()
-    return Solution(value, row.residual * unit, evaluations, status, kept), fz
+    found = Solution(
+        value, residual * unit, ended.evaluations, ended.status, kept, clean=ended.clean
+    )
+    return found, fz
+
+
+def _all_at_most(x: Tensor, bound: float) -> bool:
+    """Whether no entry is above `bound` or NaN."""
+    return int(torch.count_nonzero(x <= bound)) == x.numel()
 
 
 def _next_look(count: int, stride: int = 1) -> int:

@@ -29,11 +29,12 @@ class Row(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """How all samples ended."""
+    """How all samples ended; `clean` if every one is known to have converged."""
 
     row: Row
     evaluations: Tensor
     status: Tensor
+    clean: bool = False
 
 
 class Ledger(ABC):
@@ -52,10 +53,12 @@ class Ledger(ABC):
         slots: Tensor | None,
         *,
         over: Tensor | None,
+        clean: bool = False,
     ) -> Ended:
         """Keep the rows `live` (all by default) and give everything back.
 
-        `over` marks those of them that only the budget ended; `None` stands for none.
+        `over` marks those of them that only the budget ended; `None` stands for none. `clean` says
+        that all of them are known to have converged.
         """
 
 
@@ -82,6 +85,7 @@ class Pages(Ledger):
         slots: Tensor | None,
         *,
         over: Tensor | None,
+        clean: bool = False,
     ) -> Ended:
         if slots is not None:
             live = torch.ones_like(slots, dtype=torch.bool) if live is None else live
@@ -99,8 +103,9 @@ class Pages(Ledger):
                 assert whole is not None
                 whole.index_copy_(0, place, part)
             counts.index_fill_(0, place, then)
-        if over is None and isfinite(float(now.residual.amax())):
-            return Ended(now, counts, torch.zeros_like(counts, dtype=torch.int8))
+        sound = clean and not self.pages
+        if sound or (over is None and isfinite(float(now.residual.amax()))):
+            return Ended(now, counts, torch.zeros_like(counts, dtype=torch.int8), clean=True)
         return Ended(now, counts, _codes(now.residual, over))
 
 
@@ -134,6 +139,7 @@ class Sheet(Ledger):
         slots: Tensor | None,
         *,
         over: Tensor | None,
+        clean: bool = False,
     ) -> Ended:
         self.write(now, count, live, slots)
         assert self.row is not None
