@@ -20,9 +20,9 @@ STRIDE = 2
 FIRST = 3
 """The first residual that rates are measured by: most solves are done before the second."""
 MEMORY = 7
-"""Steps that the accelerated iteration remembers: of 4 to 10 the cheapest over 24 hard Metzler cases
-(100 to 400 states, margin 0.9 and 0.95, both precisions), and no sample needed a long time in any of
-them; with 6 one did."""
+"""Steps that the accelerated iteration remembers: of 4 to 10 the cheapest over 24 hard Metzler
+cases (100 to 400 states, margin 0.9 and 0.95, both precisions), and no sample needed a long time in
+any of them; with 6 one did."""
 
 
 class Watch(NamedTuple):
