@@ -20,7 +20,7 @@ setup: .venv/.dev
 	@touch $@
 
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/uv
-	$(BIN)/uv pip install -q --python $(BIN)/python $(UVFLAGS) -e '.[tensorboard,sdp]' --group dev
+	$(BIN)/uv pip install -q --python $(BIN)/python $(UVFLAGS) -e '.[tensorboard,sdp,onnx]' --group dev
 	@touch $@ .venv/.run
 
 .venv/.bench: .venv/.dev

@@ -55,6 +55,10 @@ CELLS: Mapping[str, Callable[[int], nn.Module]] = {
     "ContractiveConv2d": lambda _: wp.ContractiveConv2d(1, 2, image=IMAGE),
     "GraphCell": _graph,
     "LBEN, gamma 0.5": lambda _: wp.LBEN(3, 7, 2, gamma=0.5),
+    "LbenConv2d, zeros": lambda _: wp.LbenConv2d(
+        1, 2, image=IMAGE, gamma=0.5, padding="zeros", margin=0.1
+    ),
+    "LbenConv2d, circular": lambda _: wp.LbenConv2d(1, 2, image=IMAGE, gamma=0.5),
     "LBEN, skip path": lambda _: wp.LBEN(3, 7, 2, gamma=0.5, skip=True),
     "PositiveConcaveCell": lambda _: PositiveConcaveCell(3, 5),
     "SubhomogeneousCell": lambda _: SubhomogeneousCell(3, 5),

@@ -13,7 +13,8 @@ from torch.func import functional_call, stack_module_state
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from wellposed.nn.monotone import lipschitz_monotone
+from wellposed.nn.calibrators import calibrators, piece_signs, quantile_knots
+from wellposed.nn.monotone import MonotoneResidual, lipschitz_monotone
 from wellposed.nn.vector_norm import vector_norm_of
 
 
@@ -29,11 +30,9 @@ class Recipe:
         batch: Rows a step; all of them for 0.
         epochs: Passes.
         cosine: Whether the learning rate falls to 0.
-        decay: Weight decay.
         average: Decay of a running mean of the weights; none for 0.
-        learned: Whether budgets are learned.
         free: Factor of the inputs without a sign, which makes slopes in them steeper.
-        noise: Deviation of normal noise on the inputs of training.
+        knots: Most knots of a feature's calibrator; features are standardised instead for 0.
     """
 
     hidden: tuple[int, ...]
@@ -43,19 +42,60 @@ class Recipe:
     batch: int = 0
     epochs: int = 300
     cosine: bool = False
-    decay: float = 0.0
     average: float = 0.0
-    learned: bool = False
     free: float = 1.0
-    noise: float = 0.0
+    knots: int = 0
 
 
-def member(recipe: Recipe, signs: Sequence[int]) -> nn.Module:
-    """One untrained network with one output."""
-    widths = (len(signs), *recipe.hidden, 1)
-    return lipschitz_monotone(
-        widths, signs, recipe.lipschitz, group_size=recipe.group, learned_budgets=recipe.learned
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """Networks that were trained side by side.
+
+    Args:
+        said: Outputs on each view, shape (looks, M, k).
+        networks: M of them, as they were where each was to stop.
+    """
+
+    said: list[Tensor]
+    networks: list[MonotoneResidual]
+
+
+@torch.no_grad()
+def front(recipe: Recipe, signs: Sequence[int], x: Tensor) -> tuple[nn.Sequential, tuple[int, ...]]:
+    """What stands before the trained network: plain layers that rise in each feature.
+
+    Args:
+        recipe: Whose knots, and whose factor of inputs without a sign.
+        signs: Of the features.
+        x: Rows of training, float64 of shape (n, d); their targets are not looked at.
+
+    Returns:
+        The layers, and the signs of their outputs.
+    """
+    if recipe.knots:
+        knots = quantile_knots(x, recipe.knots)
+        layers, own = list(calibrators(knots)), piece_signs(signs, knots)
+        return nn.Sequential(*layers, _scaling(recipe.free, own)), own
+    mean, std = x.mean(0), x.std(0, correction=0)
+    std = torch.where(std > 0, std, 1.0)
+    scaling = _scaling(recipe.free, signs)
+    scaling.bias = nn.Parameter((-mean / std).float() * scaling.weight.diagonal(), False)
+    scaling.weight.copy_(scaling.weight / std.float())
+    return nn.Sequential(scaling), tuple(signs)
+
+
+def _scaling(free: float, signs: Sequence[int]) -> nn.Linear:
+    layer = nn.Linear(len(signs), len(signs), bias=False)
+    layer.weight = nn.Parameter(
+        torch.diag(torch.tensor([1.0 if s else free for s in signs])), False
     )
+    return layer
+
+
+def member(recipe: Recipe, signs: Sequence[int]) -> MonotoneResidual:
+    """One untrained network with one output, behind its `front`."""
+    widths = (len(signs), *recipe.hidden, 1)
+    return lipschitz_monotone(widths, signs, recipe.lipschitz, group_size=recipe.group)
 
 
 def fit(
@@ -67,31 +107,30 @@ def fit(
     loss: Callable[[Tensor, Tensor], Tensor],
     seed: int,
     every: int = 1,
-) -> list[Tensor]:
-    """Train M networks side by side and return what they say after every epoch.
+    stops: Sequence[int] | None = None,
+) -> Fitted:
+    """Train M networks side by side and keep what they say after every epoch.
 
     Args:
         recipe: How.
-        signs: Of the features.
-        x: Training rows of each, shape (M, n, d).
+        signs: Of the inputs.
+        x: Training rows of each behind `front`, shape (M, n, d).
         y: Targets, shape (M, n).
         views: Rows to look at, each of shape (M, k, d) or (k, d).
         loss: Of outputs and targets, both (n,).
         seed: Of starts and batches.
         every: Epochs between looks.
-
-    Returns:
-        Outputs on each view, shape (looks, M, k).
+        stops: Epoch after which each network is taken; the last one if absent.
     """
     torch.manual_seed(seed)
     members, rows = x.shape[:2]
-    nets = [member(recipe, signs) for _ in range(members)]
-    parameters, buffers = stack_module_state(nets)
-    base = deepcopy(nets[0])
+    networks = [member(recipe, signs) for _ in range(members)]
+    parameters, buffers = stack_module_state(networks)
+    base = deepcopy(networks[0])
     norms = {
         f"{path}.parametrizations.weight.original": norm
         for path, layer in base.named_modules()
-        if (norm := vector_norm_of(layer)) is not None and norm.budgets is None
+        if (norm := vector_norm_of(layer)) is not None
     }
 
     def one(p: dict[str, Tensor], b: dict[str, Tensor], rows: Tensor) -> Tensor:
@@ -99,22 +138,20 @@ def fit(
             return functional_call(base, (p, b), (rows,)).squeeze(-1)
 
     everyone = torch.vmap(one, (0, 0, 0))
-    factor = torch.tensor([1.0 if s else recipe.free for s in signs])
-    x, views = x * factor, [(v * factor).expand(members, -1, -1) for v in views]
-    optimiser = torch.optim.AdamW(parameters.values(), recipe.lr, weight_decay=recipe.decay)
+    views = [v.expand(members, -1, -1) for v in views]
+    optimiser = torch.optim.Adam(parameters.values(), recipe.lr)
     mean = {k: v.detach().clone() for k, v in parameters.items()}
-    batch = recipe.batch or rows
+    batch, last = recipe.batch or rows, recipe.epochs if stops is None else max(stops)
+    ends = [last] * members if stops is None else list(stops)
     steps, done = recipe.epochs * -(-rows // batch), 0
     out: list[list[Tensor]] = [[] for _ in views]
-    for epoch in range(recipe.epochs):
+    for epoch in range(last):
         order = torch.rand(members, rows).argsort(1)
         for part in order.split(batch, 1):
             if recipe.cosine:
                 for group in optimiser.param_groups:
                     group["lr"] = recipe.lr * (1 + cos(pi * done / steps)) / 2
             xs = x.gather(1, part[:, :, None].expand(-1, -1, x.shape[2]))
-            if recipe.noise:
-                xs = xs + recipe.noise * torch.randn_like(xs)
             said = everyone(parameters, buffers, xs)
             optimiser.zero_grad(set_to_none=True)
             torch.vmap(loss)(said, y.gather(1, part)).sum().backward()
@@ -128,12 +165,15 @@ def fit(
                     keep = min(recipe.average, done / (done + 10))
                     for name, value in parameters.items():
                         mean[name].lerp_(value.detach(), 1 - keep)
-        if (epoch + 1) % every == 0:
-            shown = mean if recipe.average else parameters
-            with torch.no_grad():
+        shown = mean if recipe.average else parameters
+        with torch.no_grad():
+            for k in (k for k, end in enumerate(ends) if end == epoch + 1):
+                own = {name: value[k].detach() for name, value in shown.items()}
+                networks[k].load_state_dict(own, strict=False)
+            if (epoch + 1) % every == 0:
                 for store, view in zip(out, views, strict=True):
                     store.append(everyone(shown, buffers, view))
-    return [torch.stack(store) for store in out]
+    return Fitted([torch.stack(store) for store in out], networks)
 
 
 def logistic(said: Tensor, y: Tensor) -> Tensor:
@@ -144,13 +184,6 @@ def logistic(said: Tensor, y: Tensor) -> Tensor:
 def squared(said: Tensor, y: Tensor) -> Tensor:
     """Mean squared error."""
     return F.mse_loss(said, y)
-
-
-def standardise(train: Tensor, *others: Tensor) -> list[Tensor]:
-    """Columns with mean 0 and deviation 1 in the training rows, float32."""
-    mean, std = train.mean(0), train.std(0, correction=0)
-    std = torch.where(std > 0, std, 1.0)
-    return [((part - mean) / std).float() for part in (train, *others)]
 
 
 def best_threshold(said: Tensor, y: Tensor) -> tuple[float, float]:

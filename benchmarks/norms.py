@@ -11,16 +11,19 @@ from torch.nn.utils import parametrizations
 
 from benchmarks.common import Report, cpu_seconds, interleaved, note
 from wellposed.core.any_size import any_size_bracket, spatial_bound
+from wellposed.core.convolutions import convolution
 from wellposed.core.gram import gram_bracket, gram_norm_bracket
 from wellposed.core.layers import from_module
 from wellposed.core.operators import Convolution
 from wellposed.core.opnorm import operator_norm
-from wellposed.core.schatten import schatten_norm
+from wellposed.core.schatten import gradient_distance, schatten_excess, schatten_norm
 from wellposed.core.warm import WarmNorm
 from wellposed.nn.rescale import spectral_rescale
 
 CHANNELS, SIDE = 64, 32
 VIOLATIONS = 2500
+PADDED = 1000
+GAUSSIANS = 1000
 
 
 def run() -> None:
@@ -33,7 +36,9 @@ def run() -> None:
     torch.manual_seed(0)
     kernel = torch.randn(CHANNELS, CHANNELS, 3, 3)
     _convolution(report, kernel)
+    _padding(report)
     _matrices(report)
+    _gaussians(report)
     _training(report, kernel / 24)
     _peers(report)
     report.finish()
@@ -85,6 +90,39 @@ def _convolution(report: Report, kernel: Tensor) -> None:
 
 
 @torch.no_grad()
+def _padding(report: Report) -> None:
+    """Zeros outside: the bound against the matrix itself, on images that are small and large."""
+    torch.manual_seed(4)
+    missed, same_size = 0, 0
+    for k in range(PADDED):
+        side = (1, 2, 3, 5)[k % 4]
+        kernel = torch.randn(1 + k % 3, 1 + k // 3 % 3, side, side, dtype=torch.float64)
+        image = (1 + k % 8, 1 + k // 8 % 8)
+        operator = convolution(kernel, image)
+        norm = float(torch.linalg.matrix_norm(operator.materialise(), 2))
+        found = operator_norm(operator, method="exact")
+        # the reference is itself rounded
+        missed += not found.lower <= norm * (1 + 1e-12) or not found.upper >= norm * (1 - 1e-12)
+        if side <= min(image):
+            symbols = _symbols(torch.fft.fft2(kernel, s=image))
+            same_size += float(torch.linalg.svdvals(symbols).amax()) < norm * (1 - 1e-9)
+    loose = 0.0
+    for k in range(100):
+        operator = convolution(torch.randn(1, 1 + k % 2, 3, 3).double(), (16 + k % 5,) * 2)
+        norm = float(torch.linalg.matrix_norm(operator.materialise(), 2))
+        loose = max(loose, operator_norm(operator, method="exact").upper / norm - 1)
+    report.metrics |= {
+        "zero_padding_cases": PADDED,
+        "zero_padding_violations": missed,
+        "zero_padding_same_size_violations": same_size,
+        "zero_padding_worst_looseness_16": loose,
+    }
+    report.row(f"zeros outside, {PADDED} small images: norm outside of its bounds", str(missed), "")
+    report.row("there, norm above the circular one of that size", str(same_size), "")
+    report.row("zeros outside, n = 16 to 20, k = 3: largest upper bound over norm", loose, "")
+
+
+@torch.no_grad()
 def _matrices(report: Report) -> None:
     torch.manual_seed(1)
     Q = torch.linalg.qr(torch.randn(64, 64, dtype=torch.float64))[0]
@@ -106,6 +144,36 @@ def _matrices(report: Report) -> None:
         "float32_violations": proved,
         "float32_violations_unproved": plain,
     }
+
+
+def _gaussians(report: Report) -> None:
+    """How far six Gram steps are off on Gaussian matrices: it depends on the gap of each draw."""
+    torch.manual_seed(5)
+    value = torch.randn(GAUSSIANS, 64, 64, dtype=torch.float64)
+    sigma = torch.linalg.svdvals(value)
+    over = schatten_norm(value, 6) / sigma[:, 0] - 1
+    tall = torch.randn(GAUSSIANS, 64, 48, dtype=torch.float64)
+    U, s, Vh = torch.linalg.svd(tall, full_matrices=False)
+    tall.requires_grad_()
+    (gradient,) = torch.autograd.grad(schatten_norm(tall, 6).sum(), tall)
+    off = torch.linalg.matrix_norm(gradient - U[:, :, :1] * Vh[:, :1])
+    for key, what, found, bound, asked in (
+        ("gram_6_gaussian", "upper error", over, schatten_excess(sigma, 6), 1e-4),
+        ("gradient_6_gaussian", "distance of the gradient", off, gradient_distance(s, 6), 1e-3),
+    ):
+        share = float((found <= asked).double().mean())
+        beyond = int((found > bound * (1 + 1e-6) + 1e-12).sum())
+        report.metrics |= {
+            f"{key}_median": float(found.median()),
+            f"{key}_worst": float(found.max()),
+            f"{key}_share_below_{asked:g}": share,
+            f"{key}_beyond_proved": beyond,
+        }
+        name = f"{GAUSSIANS} Gaussian matrices, 6 steps, {what}"
+        report.row(f"{name}: median", float(found.median()), "")
+        report.row(f"{name}: worst", float(found.max()), "")
+        report.row(f"{name}: share below {asked:g}", share, "")
+        report.row(f"{name}: above what the gap proves", str(beyond), "")
 
 
 def _training(report: Report, kernel: Tensor) -> None:

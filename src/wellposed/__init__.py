@@ -18,6 +18,7 @@ from wellposed.cells.graph import GraphCell as GraphCell
 from wellposed.cells.graph import normalised_adjacency as normalised_adjacency
 from wellposed.cells.infnorm import InfNormCell as InfNormCell
 from wellposed.cells.lben import LBENCell as LBENCell
+from wellposed.cells.lben_conv import LbenConv2d as LbenConv2d
 from wellposed.cells.monotone import MonotoneCell as MonotoneCell
 from wellposed.cells.monotone_conv import MonotoneConv2d as MonotoneConv2d
 from wellposed.cells.multitier import MultiTierCell as MultiTierCell
@@ -83,6 +84,7 @@ from wellposed.nn.groupsort import MaxMin as MaxMin
 from wellposed.nn.jacobian import jacobian_penalty as jacobian_penalty
 from wellposed.nn.jacobian import visited as visited
 from wellposed.nn.lben import LBEN as LBEN
+from wellposed.nn.lben_conv import LBENConv as LBENConv
 from wellposed.nn.monotone import MonotoneResidual as MonotoneResidual
 from wellposed.nn.monotone import convolutional_monotone as convolutional_monotone
 from wellposed.nn.monotone import lipschitz_monotone as lipschitz_monotone

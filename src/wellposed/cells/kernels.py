@@ -33,10 +33,71 @@ def skew(kernel: Tensor) -> Tensor:
     return kernel - kernel.transpose(0, 1).flip((2, 3))
 
 
+def by_phase(kernel: Tensor, stride: int) -> Tensor:
+    """A strided convolution as one without stride: squares of pixels are channels of its argument.
+
+    Pixel ``s q + f`` of the argument is pixel ``q`` of phase ``f``, ordered as `F.pixel_unshuffle`
+    does: tap ``d`` of the kernel is tap ``e`` of phase ``f`` with ``d = s e + f``.
+
+    Args:
+        kernel: Shape (out, in, height, width), odd sides.
+        stride: ``s``.
+
+    Returns:
+        Shape (out, in s^2, 2 a + 1, 2 b + 1); the reach ``a`` is ``height // 2`` over ``s``,
+        rounded up.
+    """
+    out, into, height, width = kernel.shape
+    tall, wide = (-(-(side // 2) // stride) for side in (height, width))
+    rest = stride - 1
+    # taps -s r .. s r + s - 1, so that blocks of s of them are the phases
+    padded = F.pad(
+        kernel,
+        (stride * wide - width // 2, stride * wide + rest - width // 2,
+         stride * tall - height // 2, stride * tall + rest - height // 2),
+    )  # fmt: skip
+    parts = padded.reshape(out, into, 2 * tall + 1, stride, 2 * wide + 1, stride)
+    return parts.permute(0, 1, 3, 5, 2, 4).reshape(
+        out, into * stride**2, 2 * tall + 1, 2 * wide + 1
+    )
+
+
+def cogram(kernel: Tensor, stride: int = 1) -> Tensor:
+    """The kernel of ``U U^T`` for a convolution ``U`` with a stride.
+
+    Frequencies of the argument that alias are folded together: it acts on results, and has no
+    stride itself.
+
+    Args:
+        kernel: Of ``U``, shape (c, r, k, l), odd sides.
+        stride: ``s``.
+
+    Returns:
+        Shape (c, c, 2a + 1, 2b + 1) with ``a = (k - 1) // s`` and ``b = (l - 1) // s``.
+    """
+    whole = by_phase(kernel, stride)
+    # the adjoint of U gathers what U spreads; beyond that reach no two pixels share an input
+    full = gram(whole.transpose(0, 1).flip((2, 3)))
+    sides = [2 * ((side - 1) // stride) + 1 for side in kernel.shape[2:]]
+    (up, left) = ((a - b) // 2 for a, b in zip(full.shape[2:], sides, strict=True))
+    return full[:, :, up : up + sides[0], left : left + sides[1]]
+
+
 def widened(kernel: Tensor, sides: tuple[int, int]) -> Tensor:
     """The same kernel with zeros around it, up to odd sides."""
     up, left = ((a - b) // 2 for a, b in zip(sides, kernel.shape[2:], strict=True))
     return F.pad(kernel, (left, left, up, up))
+
+
+def plus(first: Tensor, second: Tensor) -> Tensor:
+    """The sum of two kernels of different sides."""
+    sides = max(first.shape[2], second.shape[2]), max(first.shape[3], second.shape[3])
+    return widened(first, sides) + widened(second, sides)
+
+
+def size_bound(kernel: Tensor) -> Tensor:
+    """The sum of the Frobenius norms of the taps, which bounds the 2-norm; detached."""
+    return torch.linalg.matrix_norm(kernel.detach(), dim=(0, 1)).sum()
 
 
 def identity(kernel: Tensor) -> Tensor:
@@ -73,7 +134,7 @@ def rounded(
             about the kernel before it, since relative errors stay what they are.
     """
     with torch.no_grad():
-        taps = torch.linalg.matrix_norm(kernel, dim=(0, 1)).sum()
+        taps = size_bound(kernel)
         unit = torch.finfo(torch.float64).eps * (terms + 16)
         slack = torch.finfo(dtype).eps * (taps + abs(1 - margin) + 1e-30) + unit * (size + taps)
     whole = kernel + ((1 - margin) - slack) * identity(kernel)

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from wellposed.cells.base import AffineCell
 from wellposed.cells.checks import check_cone, check_modulus, check_odd, check_padding, check_sizes
-from wellposed.cells.kernels import gram, rounded, skew, widened
+from wellposed.cells.kernels import by_phase, gram, plus, rounded, size_bound, skew, widened
 from wellposed.core.activations import Activation, ReLU
 from wellposed.core.affine import Affine
 from wellposed.core.operators import Convolution, Padding
@@ -159,11 +159,11 @@ class MultiTierCell(AffineCell):
 
     def _kernel(self) -> Tensor:
         factors = [weight.double() for weight in self.F]
-        kernel = _plus(skew(self.S[0].double()), -gram(factors[0]))
-        size = _taps(factors[0]).square()
+        kernel = plus(skew(self.S[0].double()), -gram(factors[0]))
+        size = size_bound(factors[0]).square()
         terms = factors[0][:, 0].numel()
         for i, down in enumerate(self.down, 1):
-            across = _by_phase(down.double())
+            across = by_phase(down.double(), 2)
             c = len(factors[i])
             row = torch.cat([across, _shaped(factors[i], across)], 1)
             product = gram(row)
@@ -178,14 +178,14 @@ class MultiTierCell(AffineCell):
             finer = _unshuffled(kernel)
             # tiers before the last but one do not meet this one
             front = len(finer) - own
-            kernel = _plus(
+            kernel = plus(
                 _placed(finer, 0, len(finer) + c),
-                _plus(
+                plus(
                     _placed(-product, front, len(finer) + c),
                     _placed(skew(self.S[i].double()), len(finer), len(finer) + c),
                 ),
             )
-            size, terms = size + 2 * _taps(row).square(), terms + row[:, 0].numel()
+            size, terms = size + 2 * size_bound(row).square(), terms + row[:, 0].numel()
         return rounded(kernel, self.margin, self.F[0].dtype, terms, size)
 
     def _inject(self) -> Tensor:
@@ -206,19 +206,8 @@ class MultiTierCell(AffineCell):
         )
 
 
-def _taps(kernel: Tensor) -> Tensor:
-    """Sum of the norms of the taps: bounds the 2-norm of the convolution."""
-    return torch.linalg.matrix_norm(kernel.detach(), dim=(0, 1)).sum()
-
-
 def _shaped(kernel: Tensor, like: Tensor) -> Tensor:
     return widened(kernel, (like.shape[2], like.shape[3]))
-
-
-def _plus(first: Tensor, second: Tensor) -> Tensor:
-    """The sum of two kernels of different sides."""
-    sides = max(first.shape[2], second.shape[2]), max(first.shape[3], second.shape[3])
-    return widened(first, sides) + widened(second, sides)
 
 
 def _placed(kernel: Tensor, at: int, size: int) -> Tensor:
@@ -227,27 +216,9 @@ def _placed(kernel: Tensor, at: int, size: int) -> Tensor:
     return F.pad(kernel, (0, 0, 0, 0, at, rest, at, rest))
 
 
-def _by_phase(kernel: Tensor) -> Tensor:
-    """A convolution of stride 2 whose argument is stored with 2 x 2 pixels as channels.
-
-    Pixel ``2 q + f`` of the argument is pixel ``q`` of phase ``f`` (as `F.pixel_unshuffle` orders
-    them): tap ``d`` of the kernel is tap ``e`` of phase ``f`` with ``d = 2 e + f``.
-    """
-    out, into, height, width = kernel.shape
-    tall, wide = _reach(height // 2), _reach(width // 2)
-    # taps -2 r .. 2 r + 1, so that pairs of them are the two phases
-    padded = F.pad(
-        kernel,
-        (2 * wide - width // 2, 2 * wide + 1 - width // 2,
-         2 * tall - height // 2, 2 * tall + 1 - height // 2),
-    )  # fmt: skip
-    parts = padded.reshape(out, into, 2 * tall + 1, 2, 2 * wide + 1, 2)
-    return parts.permute(0, 1, 3, 5, 2, 4).reshape(out, 4 * into, 2 * tall + 1, 2 * wide + 1)
-
-
 def _unshuffled(kernel: Tensor) -> Tensor:
     """A square kernel on images stored with 2 x 2 pixels as channels, both in and out."""
-    return _by_phase(_by_phase_out(kernel, 1))
+    return by_phase(_by_phase_out(kernel, 1), 2)
 
 
 def _by_phase_out(kernel: Tensor, rate: int) -> Tensor:
@@ -263,8 +234,3 @@ def _by_phase_out(kernel: Tensor, rate: int) -> Tensor:
     ]
     stacked = torch.stack(blocks, 1)
     return stacked.reshape(4 * out, into, *stacked.shape[3:])
-
-
-def _reach(radius: int) -> int:
-    """How many coarse pixels a radius of fine ones may reach: ``2 e + f >= -radius``."""
-    return (radius + 1) // 2

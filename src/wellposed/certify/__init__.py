@@ -4,8 +4,10 @@ from wellposed.certify import binary as binary  # registers rules and refusals
 from wellposed.certify import concave as concave  # registers rules
 from wellposed.certify import explicit as explicit  # registers rules
 from wellposed.certify import lben as lben  # registers rules
+from wellposed.certify import lben_conv as lben_conv  # registers rules
 from wellposed.certify import lowering as lowering  # registers rules
 from wellposed.certify import normalise as normalise  # registers its rule
+from wellposed.certify import order_equilibria as order_equilibria  # registers rules
 from wellposed.certify import order_rules as order_rules  # registers rules
 from wellposed.certify import residual as residual  # registers rules
 from wellposed.certify import rules as rules  # registers the rules

@@ -40,7 +40,7 @@ def layer_network(weights: Hidden) -> Network:
 
 @lipschitz_rule.register
 def _layer(module: ExplicitLayer, site: Site) -> Majorant:
-    weights = _checked(module, site.shape)
+    weights = checked_weights(module, site.shape)
     body = Chain(
         [_absolute(weights.L), Slopes(weights.activation.steepest, (len(weights.L),)),
          _absolute(weights.K)],
@@ -55,7 +55,7 @@ def _layer(module: ExplicitLayer, site: Site) -> Majorant:
 
 @enclose_rule.register
 def _layer_box(module: ExplicitLayer, box: Box) -> Box:
-    weights = _checked(module, box.shape[1:])
+    weights = checked_weights(module, box.shape[1:])
     phi = weights.activation
     v = enclose(bare_linear(weights.L, weights.b), box)
     low, high = phi.image(v.lower, v.upper)
@@ -70,7 +70,7 @@ def _layer_box(module: ExplicitLayer, box: Box) -> Box:
 
 @lower_rule.register
 def _layer_lower(module: ExplicitLayer, signal: Signal, builder: Builder) -> Signal:
-    weights = _checked(module, signal.shape)
+    weights = checked_weights(module, signal.shape)
     signal = builder.settle(signal)
     builder.use(weights.activation, module)
     state = builder.block(lower_module(bare_linear(weights.L, weights.b), signal, builder))
@@ -86,7 +86,13 @@ def _shape(module: ExplicitLayer) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def _checked(module: ExplicitLayer, shape: tuple[int, ...]) -> Hidden:
+def checked_weights(module: ExplicitLayer, shape: tuple[int, ...]) -> Hidden:
+    """The weights of a layer that takes inputs of a shape.
+
+    Raises:
+        ShapeError: It takes others.
+        NotCertifiableError: A weight is NaN or infinite.
+    """
     weights = module.explicit()
     if tuple(shape) != (weights.L.shape[1],):
         raise ShapeError(

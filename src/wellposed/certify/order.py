@@ -123,12 +123,13 @@ def order(
 
     Layers contribute the signs of their weights and activations. Two rules go beyond them: a body
     that moves by at most ``lambda`` from the 1-norm to the max norm, plus ``lambda s x``, rises
-    with the sign ``s`` [1]; and a contractive equilibrium ``z = f(z, x)`` has the signs of
-    ``sum_k (df/dz)^k df/dx``.
+    with the sign ``s`` [1]; and an equilibrium that is proved to be unique has the signs of all
+    walks from an input to a state, or of the input weights where these outweigh all feedback.
 
     Args:
-        module: Layers of `torch.nn` with a rule, `Equilibrium` with an affine cell, `Residual`,
-            `Blend`, `MonotoneResidual`, and `nn.Sequential` of these.
+        module: Layers of `torch.nn` with a rule, `Equilibrium` with an affine cell, `LBEN`, `SLL`,
+            `CPL`, `Sandwich`, `Residual`, `Blend`, `MonotoneResidual`, and `nn.Sequential` of
+            these.
         region: A box of inputs, of the shape of one input; the signs then hold on it.
         in_shape: Shape of one input, without the batch, if the layers do not tell.
 
@@ -197,9 +198,12 @@ def unit_inputs(shape: tuple[int, ...]) -> Tensor:
 def _sequential(module: nn.Sequential, site: Site) -> Tensor:
     here = site
     signs = torch.eye(prod(site.shape), dtype=torch.float64)
-    for name, child in module.named_children():
+    children = list(module.named_children())
+    for k, (name, child) in enumerate(children, 1):
         here = replace(here, path=f"{site.path}.{name}".lstrip("."))
         signs = compose_signs(signs_of(child, here), signs)
+        if k == len(children):
+            break  # nobody asks for what comes out, which may have no box
         box = None if here.box is None else enclose(child, here.box)
         here = Site(majorise(child, here).out_shape, box, site.path)
     return signs

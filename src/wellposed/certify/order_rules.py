@@ -1,4 +1,4 @@
-"""The registered rules of `order`: signs of layers, sums, sorting and equilibria."""
+"""The registered rules of `order` for layers of `torch.nn`, sums and sorting."""
 
 from __future__ import annotations
 
@@ -8,27 +8,23 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from wellposed.cells.base import AffineCell
-from wellposed.certify.guard import check_eval, has_rule, refuse
-from wellposed.certify.linear import LINEAR_TYPES, linear_part
+from wellposed.certify.guard import check_eval, refuse
+from wellposed.certify.linear import GENERAL_TYPES, LINEAR_TYPES, linear_part
 from wellposed.certify.lipschitz import Site, majorise
-from wellposed.certify.loop import Loop
 from wellposed.certify.order import (
     add_signs,
     check_size,
-    compose_signs,
     order_rule,
     signs_of,
     unit_inputs,
 )
+from wellposed.certify.order_equilibria import clear_signs
 from wellposed.certify.rules import ACTIVATIONS, elementwise_activation
 from wellposed.certify.sorting import Sorting
 from wellposed.certify.tilted import effective_tilt
 from wellposed.certify.typed import best_route
-from wellposed.core.operators import Operator
 from wellposed.errors import NotCertifiableError
 from wellposed.nn.blend import Blend
-from wellposed.nn.equilibrium import Equilibrium
 from wellposed.nn.export import Tilted
 from wellposed.nn.groupsort import GroupSort, MaxMin
 from wellposed.nn.monotone import MonotoneResidual
@@ -46,9 +42,7 @@ def _linear(module: nn.Module, site: Site) -> Tensor:
     check_size(module, site, out.numel())
     units = unit_inputs(site.shape)
     columns, sizes = part.signed(units).flatten(1), part.absolute(units).flatten(1)
-    # an entry is one weight, or a sum of some that was rounded: only clear signs count
-    signs = torch.where(columns.abs() > 1e-9 * sizes, columns.sign(), _UNKNOWN)
-    return torch.where(sizes == 0, 0.0, signs).mT.contiguous()
+    return clear_signs(columns, sizes).mT.contiguous()
 
 
 def _elementwise(module: nn.Module, site: Site) -> Tensor:
@@ -88,7 +82,7 @@ def _max_pool(module: nn.MaxPool2d, site: Site) -> Tensor:
     return pooled.apply(unit_inputs(site.shape)).flatten(1).mT.sign()
 
 
-for _kind in LINEAR_TYPES:
+for _kind in (*LINEAR_TYPES, *GENERAL_TYPES):
     order_rule.register(_kind, _linear)
 for _kind in ACTIVATIONS:
     order_rule.register(_kind, _elementwise)
@@ -131,46 +125,3 @@ def _monotone(module: MonotoneResidual | Tilted, site: Site) -> Tensor:
     except NotCertifiableError:
         return own
     return torch.where(own.isnan(), derived, own)
-
-
-# --- equilibria -------------------------------------------------------------------------------
-
-
-@order_rule.register
-def _cell(module: AffineCell, site: Site) -> Tensor:
-    """Signs of ``sum_k (D A_off)^k D B`` with ``D >= 0``, the resolved slopes.
-
-    For a pair of inputs ``dz = D (A_off dz + B dx)``, and the series converges absolutely where
-    ``[g] |A_off|`` has a spectral radius below 1, which `Loop` proves.
-    """
-    affine = module.explicit()
-    site.require(module, affine.B.in_shape)
-    if not affine.activation.monotone:
-        raise refuse(
-            module, site.path, f"its activation {affine.activation.name} is not monotone",
-            "use ReLU, tanh or another rising activation.",
-        )  # fmt: skip
-    loop = Loop(affine)
-    check_size(module, site, max(prod(loop.out_shape), 1))
-    step = _operator_signs(loop.off, loop.out_shape)
-    signs = _operator_signs(loop.affine.B, loop.affine.B.in_shape)
-    while True:
-        further = add_signs(signs, compose_signs(step, signs))
-        if torch.equal(further.nan_to_num(2.0), signs.nan_to_num(2.0)):
-            return signs
-        signs = further
-
-
-@order_rule.register
-def _equilibrium(module: Equilibrium, site: Site) -> Tensor:
-    if not has_rule(module.cell, order_rule.registry):
-        raise refuse(module.cell, site.path, "the signs of a general cell are not known")
-    return signs_of(module.cell, site)
-
-
-def _operator_signs(operator: Operator, shape: tuple[int, ...]) -> Tensor:
-    units = unit_inputs(shape)
-    columns = operator.apply(units).flatten(1)
-    sizes = operator.absolute().apply(units).flatten(1)
-    signs = torch.where(columns.abs() > 1e-9 * sizes, columns.sign(), _UNKNOWN)
-    return torch.where(sizes == 0, 0.0, signs).mT.contiguous()

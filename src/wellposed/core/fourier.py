@@ -121,6 +121,14 @@ class FourierInverse(Inverse):
             self._turned = (self._matrices / scale[:, None] * scale).mT.contiguous()
         return self._multiply(self._turned, h)
 
+    @override
+    def reflect(self, h: Tensor) -> Tensor:
+        return torch.lerp(h, self.apply(h), 2.0)
+
+    @override
+    def reflect_adjoint(self, h: Tensor) -> Tensor:
+        return torch.lerp(h, self.adjoint(h), 2.0)
+
     def _multiply(self, matrices: Tensor, h: Tensor) -> Tensor:
         (height, width), (batch, channels) = self._grid, h.shape[:2]
         half, columns = width // 2 + 1, channels * batch

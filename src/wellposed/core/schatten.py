@@ -146,6 +146,51 @@ def _recursion(G: Tensor, steps: int) -> tuple[Tensor, Tensor, list[tuple[Tensor
     return value, root, squares
 
 
+def schatten_excess(singular: Tensor, steps: int = 6) -> Tensor:
+    """Bound of ``B_T / sigma_1 - 1``, which only the gap of the largest singular value makes small.
+
+    ``(1 + (r - 1) q^(2^(T+1)))^(2^-(T+1)) - 1`` with ``q = sigma_2 / sigma_1`` and ``r`` values:
+    at most ``r^(2^-(T+1)) - 1``, which all singular values equal attain. Between the two a step
+    only halves the error; it falls at a double exponential rate once ``(r - 1) q^(2^(T+1)) < 1``.
+
+    Args:
+        singular: Singular values, decreasing along the last axis, shape (..., r), ``sigma_1 > 0``.
+        steps: ``T``.
+
+    Returns:
+        Shape (...).
+    """
+    r, q = _gap(singular)
+    order = 2.0 ** (steps + 1)
+    return torch.expm1(torch.log1p((r - 1) * q**order) / order)
+
+
+def gradient_distance(singular: Tensor, steps: int = 6) -> Tensor:
+    """Bound of ``||dB_T / dG - u_1 v_1^H||_F``: ``q^(m-1) sqrt((r - 1)(1 + (r - 1) q^2))``.
+
+    With ``m = 2^(T+1)`` and ``q = sigma_2 / sigma_1``: the gradient is the sum of all
+    ``w_i u_i v_i^H`` with ``w_i = (sigma_i / B_T)^(m-1)``. Each but the first weight is at most
+    ``q^(m-1)``; the first, ``(1 + sum_i>1 (sigma_i / sigma_1)^m)^(-(m-1)/m)``, at least
+    ``1 - (r - 1) q^m``. It is never above ``sqrt(2)``, as both are matrices in the unit ball with a
+    nonnegative inner product.
+
+    Args:
+        singular: Singular values, decreasing along the last axis, shape (..., r), ``sigma_1 > 0``.
+        steps: ``T``.
+
+    Returns:
+        Shape (...).
+    """
+    r, q = _gap(singular)
+    power = q ** (2.0 ** (steps + 1) - 1)
+    return (power * ((r - 1) * (1 + (r - 1) * q.square())).sqrt()).clamp(max=2**0.5)
+
+
+def _gap(singular: Tensor) -> tuple[int, Tensor]:
+    r, top = singular.shape[-1], singular[..., 0]
+    return r, singular[..., 1] / top if r > 1 else torch.zeros_like(top)
+
+
 class _Schatten(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, G: Tensor, steps: int) -> Tensor:  # pyright: ignore

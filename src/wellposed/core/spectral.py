@@ -102,14 +102,8 @@ class _Largest(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor) -> Tensor:  # pyright: ignore
-        tall = matrix.shape[0] > matrix.shape[1]
-        gram = matrix.mT @ matrix if tall else matrix @ matrix.mT
-        one = torch.linalg.eigh(gram)[1][:, -1]
-        other = matrix @ one if tall else one @ matrix
-        # an error of the vector counts twice only
-        norm = torch.linalg.vector_norm(other)
-        other = other / norm.clamp(min=1e-300)
-        ctx.save_for_backward(matrix, *((other, one) if tall else (one, other)))
+        norm, left, right = largest_singular(matrix)
+        ctx.save_for_backward(matrix, left, right)
         return norm
 
     @staticmethod
@@ -122,6 +116,36 @@ class _Largest(torch.autograd.Function):
             (row,) = torch.autograd.grad(norm, matrix, g, create_graph=True)
             return row
         return g * torch.outer(left, right)
+
+
+@torch.no_grad()
+def largest_singular(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest singular value of a float64 matrix up to rounding, and its two vectors.
+
+    From all eigenvalues of the smaller Gram matrix and inverse iteration for the one vector: half
+    the cost of all vectors. Two steps leave of a singular value that is smaller by a fraction `d`
+    at most the fraction ``1e-16 / d^2`` of the vector.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    gram = matrix.mT @ matrix if tall else matrix @ matrix.mT
+    top = torch.linalg.eigvalsh(gram)[-1]
+    if len(gram) >= _MANY and 1e-20 < float(top) < 1e20:
+        start = torch.arange(1, len(gram) + 1, dtype=gram.dtype, device=gram.device).square().cos()
+        gram.neg_().diagonal().add_(top * (1 + _OFF))
+        factors, pivots, _ = torch.linalg.lu_factor_ex(gram)
+        one = torch.linalg.lu_solve(factors, pivots, start[:, None])
+        one = torch.linalg.lu_solve(factors, pivots, one / torch.linalg.vector_norm(one))[:, 0]
+        one = one / torch.linalg.vector_norm(one)
+    else:
+        one = torch.linalg.eigh(gram)[1][:, -1]
+    other = matrix @ one if tall else one @ matrix
+    # an error of the vector counts twice only
+    norm = torch.linalg.vector_norm(other)
+    other = other / norm.clamp(min=1e-300)
+    return norm, *((other, one) if tall else (one, other))
+
+
+_MANY, _OFF = 32, 1e-8
 
 
 @two_norm.register

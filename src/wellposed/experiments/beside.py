@@ -71,7 +71,14 @@ def radii_of(job: Job, norm: str) -> list[float]:
     boxes: dict[str, Any] = job.read("boxes") or {}
     verified: dict[str, Any] = job.read("verification") or {}
     out = [float(e["eps"]) for e in verified.get("entries", []) if e["norm"] == norm]
+    if norm == "2":
+        return sorted({*out, *_margins(job).get("eps", [])})
     return sorted({*out, *(boxes.get("eps", []) if norm == "max" else [])})
+
+
+def _margins(job: Job) -> dict[str, Any]:
+    """Accuracy certified in the 2-norm by the gains of differences of logits."""
+    return (job.read("attacks") or {}).get("certified_2") or {}
 
 
 def _robust(
@@ -110,7 +117,11 @@ def _certified(
     if verified is not None and f"verified_images{at}" in metrics:
         return verified, f"verification of {metrics[f'verified_images{at}']:,.0f} images"
     if norm != "max":
-        return None
+        curve = _margins(job) if norm == "2" else {}
+        known = dict(zip(curve.get("eps", []), curve.get("accuracy", []), strict=True))
+        if radius not in known:
+            return None
+        return known[radius], f"Lipschitz margins on {curve.get('samples', 0):,} images"
     found: list[tuple[float, str]] = []
     boxes: dict[str, Any] = job.read("boxes") or {}
     for eps, share in zip(boxes.get("eps", []), boxes.get("accuracy", []), strict=True):

@@ -26,6 +26,8 @@ RULE = (
     "|C_t - C_j| K 1 eps, less the certified distance of the solve to its fixed point"
 )
 
+RULE_2 = "margin test with the proved 2-norm gain of each difference of logits, in float64"
+
 
 @final
 @dataclass(frozen=True, eq=False)

@@ -230,8 +230,30 @@ def certified_curve(radii: Tensor, points: int = 60) -> dict[str, Any]:
     }
 
 
-def audit(radii: Tensor, curves: dict[str, Curve]) -> int:
+def certified_at(radii: Tensor, eps: Sequence[float]) -> dict[str, Any]:
+    """Share of samples with a certified radius above each of those given, in the 2-norm.
+
+    Args:
+        radii: Certified radii of the samples, 0 where nothing is certified.
+        eps: Radii in pixel units.
+    """
+    grid = torch.tensor(list(eps), dtype=torch.float64)
+    return {
+        "norm": "2",
+        "eps": list(eps),
+        "accuracy": rounded((radii[None].double() > grid[:, None]).double().mean(1)),
+        "samples": len(radii),
+        "median_radius": float(radii.median()) if len(radii) else 0.0,
+    }
+
+
+def audit(radii: Tensor, curves: dict[str, Curve], norm: str = "max") -> int:
     """Compare certified radii with every attack and corruption, sample by sample.
+
+    Args:
+        radii: Certified radii of the samples that the curves are of.
+        curves: Attacks by name.
+        norm: In which the radii are; curves in other norms are passed over.
 
     Returns:
         How many comparisons were made.
@@ -241,7 +263,7 @@ def audit(radii: Tensor, curves: dict[str, Curve]) -> int:
     """
     made = 0
     for name, curve in curves.items():
-        if curve.norm != "max":
+        if curve.norm != norm:
             continue
         for radius, right, failed in zip(curve.eps, curve.correct, curve.unsolved, strict=True):
             covered = radii > radius

@@ -17,7 +17,7 @@ from wellposed.attacks.corruptions import Inversion, UniformNoise
 from wellposed.data.records import Split
 from wellposed.errors import NotCertifiableError
 from wellposed.experiments import curves
-from wellposed.experiments.certified import certified_radii
+from wellposed.experiments.certified import RULE_2, certified_radii, certified_radii_2
 from wellposed.experiments.convergence import BUDGET, TARGET, first_problem, histogram, race
 from wellposed.experiments.gallery import chosen, describe
 from wellposed.experiments.names import SOLVERS
@@ -75,7 +75,7 @@ def attack_curves(
         split: Test images.
         config: Radii, samples, steps and restarts.
         seed: Of noise and random starts.
-        two_norm: Radii of PGD in the 2-norm, increasing; none by default.
+        two_norm: Radii of PGD and of certificates in the 2-norm, increasing; none by default.
 
     Raises:
         AuditError: An attack succeeds within a certified radius.
@@ -132,6 +132,16 @@ def attack_curves(
         out["comparisons"] = curves.audit(proof.radii, found)
         out["certified"] = curves.certified_curve(proof.radii)
         out["certified"] |= {"rule": proof.rule, "assumes": list(proof.assumes)}
+    if two_norm and isinstance(model, nn.Sequential):
+        try:
+            radii = certified_radii_2(model, split.floats(), split.labels)
+        except NotCertifiableError as error:
+            out["not_certified_2"] = error.message
+        else:
+            # all images are certified, and those that were attacked are compared
+            sampled = radii[spread_out(split, config.samples)]
+            out["comparisons"] += curves.audit(sampled, found, norm="2")
+            out["certified_2"] = curves.certified_at(radii, two_norm) | {"rule": RULE_2}
     out["cpu_seconds"] = round(time.process_time() - began, 2)
     return out
 

@@ -62,6 +62,11 @@ def job_metrics(job: Job) -> Metrics:
         certified = attacks.get("certified")
         if certified:
             out["certified_radius_median"] = certified["median_radius"]
+        certified = attacks.get("certified_2")
+        if certified:
+            out["certified_radius_median_2norm"] = certified["median_radius"]
+            for eps, accuracy in zip(certified["eps"], certified["accuracy"], strict=True):
+                out[f"certified_accuracy_2norm@{eps:g}"] = accuracy
     return _with_verified(out, job)
 
 

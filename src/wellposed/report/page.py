@@ -146,6 +146,15 @@ def _curves(run: Run) -> list[dict[str, Any]]:
             grid = sorted({e for _, row in rows for e in row})
             body = [(v, [row.get(e) for e in grid]) for v, row in rows]
             out.append({"title": title, "eps": grid, "rows": body})
+    proved = [
+        (v, dict(zip(c["eps"], c["accuracy"], strict=True)))
+        for v in run.variants
+        if (c := (run.first(v, "attacks") or {}).get("certified_2"))
+    ]
+    if proved:
+        grid = sorted({e for _, row in proved for e in row})
+        body = [(v, [row.get(e) for e in grid]) for v, row in proved]
+        out.append({"title": "Certified, 2-norm", "eps": grid, "rows": body})
     return out
 
 

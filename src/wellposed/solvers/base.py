@@ -19,6 +19,7 @@ from torch.nn import functional
 from wellposed.core.maps import Map
 from wellposed.core.peel import plain, wrapped
 from wellposed.errors import ConfigError, NonConvergenceError, ShapeError
+from wellposed.solvers.looks import all_at_most, next_look, worthwhile
 from wellposed.solvers.rows import Ledger, Pages, Row, Sheet, cut_rows
 from wellposed.solvers.status import Status as Status
 
@@ -35,19 +36,21 @@ class Stopping:
         max_evaluations: Budget a sample.
         first_look: No residual is looked at before this evaluation. On small states a look costs as
             much as half an evaluation, and a solve from a cold start is not done by then.
+        every: After the first look, residuals are looked at after every so many evaluations.
     """
 
     rtol: float | None = None
     atol: float | None = None
     max_evaluations: int = 1000
     first_look: int = 1
+    every: int = 1
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < inf:
                 raise ConfigError(f"`{name}` must be finite and not negative, got {value}.")
-        for name in ("max_evaluations", "first_look"):
+        for name in ("max_evaluations", "first_look", "every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
 
@@ -273,10 +276,10 @@ def _iterate(
         if watch is not None:
             watch(z if wider is None else z[:, :columns], distance * unit)
         if look:
-            following = _next_look(count, solver.stride)
+            following = next_look(count, max(solver.stride, stopping.every))
             size = torch.linalg.vector_norm(fz, dim=axes, dtype=wide)
             above = torch.sub(distance, size, alpha=slack)
-            if pending is None and apart and _all_at_most(above, floor):
+            if pending is None and apart and all_at_most(above, floor):
                 now = Row(z, distance, fz if image else None)
                 ended = ledger.close(now, count, None, slots, over=None, clean=True)
                 break
@@ -295,7 +298,7 @@ def _iterate(
                 ledger.write(Row(z, distance, fz if image else None), count, done, slots)
                 pending, waiting = going, still
             room = waiting + (-waiting % work.block)
-            if pending is not None and compact and _worthwhile(z, room, count - entered):
+            if pending is not None and compact and worthwhile(z, room, count - entered):
                 keep = torch.argsort((~pending).to(torch.int8), stable=True)[:room]
                 slots = keep if slots is None else slots.index_select(0, keep)
                 work = work.select(keep)
@@ -311,37 +314,6 @@ def _iterate(
         value, residual * unit, ended.evaluations, ended.status, kept, clean=ended.clean
     )
     return found, fz
-
-
-def _all_at_most(x: Tensor, bound: float) -> bool:
-    """Whether no entry is above `bound` or NaN."""
-    return int(torch.count_nonzero(x <= bound)) == x.numel()
-
-
-def _next_look(count: int, stride: int = 1) -> int:
-    """The evaluation after which residuals are looked at next.
-
-    After each of the first 64 (each `stride`-th), then ever more rarely: a twentieth of the
-    evaluations at most is made in vain. The count alone decides, as what a sample returns must not
-    depend on its batch mates. The stride is odd, for methods whose steps alternate between two.
-    """
-    return count + max(stride, count // 24 | 1 if count >= 64 else 1)
-
-
-def _worthwhile(z: Tensor, room: int, since: int) -> bool:
-    """Whether dropping the rows beyond `room` saves more than the copying costs.
-
-    On large states a row costs far more than the few kernels that move it; on small ones the
-    kernels count, so that many rows have to go and the solve has to be a long one.
-    """
-    if room >= len(z):
-        return False
-    if z.numel() >= _LARGE:
-        return 8 * room <= 7 * len(z)
-    return since >= _LONG and 2 * room <= len(z)
-
-
-_LARGE, _LONG = 1 << 17, 12
 
 
 def _fill(z: Tensor, work: Map) -> tuple[Tensor, Map, Tensor | None, Tensor | None]:

@@ -18,10 +18,11 @@ from wellposed.certify.tighten import tighten
 from wellposed.core.network import Network
 from wellposed.core.records import Verdict
 from wellposed.core.sets import Ball, Box, Region
+from wellposed.errors import NotCertifiableError
 from wellposed.verify.asked import check_question
 from wellposed.verify.classifier import Classifier
 from wellposed.verify.deciding import decide
-from wellposed.verify.lipschitz import margin_bounds
+from wellposed.verify.lipschitz import margin_bounds, point_margins
 from wellposed.verify.problem import Budget
 from wellposed.verify.problem import Problem as Case
 from wellposed.verify.verdicts import Tier, Verdicts
@@ -149,7 +150,13 @@ class _Chunk:
             if tier.rank > until.rank or not len(alive):
                 break
             start = process_time()
-            lower = step(alive)
+            try:
+                lower = step(alive)
+            except NotCertifiableError:
+                # a network without matrices that contracts in the 2-norm alone: gains are all
+                if self.task.points is None or not isinstance(self.entered, Ball):
+                    raise
+                break
             self._share(alive, process_time() - start)
             if lower is not None:
                 self._note(alive, lower, tier)
@@ -184,10 +191,13 @@ class _Chunk:
         one = torch.tensor([i])
         if not bool(self.region.select(one).contains(x)[0]):
             return False
-        scope = self.task.scope(self.task.enter(Box(x, x)))
-        count = self.task.classes - 1
-        rows = -self.rows.select(i * count + torch.arange(count))
-        lower, _ = crown(self.task.system, scope.select(torch.zeros(count).long()), rows)
+        if self.task.points is not None:
+            lower = -point_margins(self.task, self.y[i : i + 1], x)
+        else:
+            scope = self.task.scope(self.task.enter(Box(x, x)))
+            count = self.task.classes - 1
+            rows = -self.rows.select(i * count + torch.arange(count))
+            lower, _ = crown(self.task.system, scope.select(torch.zeros(count).long()), rows)
         if not float(lower.amax()) > 0:
             return False
         self.method[i], self.margin[i] = tier.value, -float(lower.amax())

@@ -19,6 +19,7 @@ from wellposed.certify.equilibria import equilibrium
 from wellposed.certify.interval import interval_enclosure, loop_of
 from wellposed.certify.loop import Loop
 from wellposed.certify.lower import Lowered, lower
+from wellposed.certify.points import Points
 from wellposed.certify.system import System
 from wellposed.certify.wellposed import Wellposed, wellposedness
 from wellposed.certify.zonotope import zonotope_enclosure
@@ -101,9 +102,14 @@ class Classifier:
             scale: What inputs are divided by before the dense network, shape (d,).
 
         Returns:
-            Shape (classes, classes), or `None` for a network that is not shown to be monotone.
+            Shape (classes, classes), or `None` for a network that is not shown to be monotone. Of
+            a network that is too large for matrices they are those of its layers, composed.
         """
         key = scale.numpy().tobytes()
+        if key not in self._gains and self.network is None:
+            found = self._composed(scale)
+            finite = found is not None and bool(torch.isfinite(found).all())
+            self._gains[key] = found if finite else None
         if key not in self._gains and self.network is not None:
             start = self.wellposed.weights if self.wellposed.kind == "monotone" else None
             try:
@@ -124,6 +130,16 @@ class Classifier:
             return None
         slack = 1 + 1e-12  # the scale was rounded on its way here
         return composed_gains(self.lowered.module, self.in_shape, self.classes) * slack
+
+    @cached_property
+    def points(self) -> Points | None:
+        """Proved outputs at single points of a network without matrices; `None` without a proof."""
+        if self.network is not None or self.lowered is None:
+            return None
+        try:
+            return Points(self.lowered)
+        except NotCertifiableError:
+            return None
 
     @cached_property
     def _gains(self) -> dict[bytes, Tensor | None]:

@@ -232,3 +232,12 @@ def test_boxes_hold_where_the_max_norm_contracts(skip):
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ShapeError, match="takes inputs of shape"):
         wp.lipschitz(make(), norm_in="2", in_shape=(7,))
+
+
+def test_a_layer_that_runs_another_cell_is_refused():
+    layer = make()
+    layer.layer.cell = make().cell
+    with pytest.raises(NotCertifiableError, match="another cell"):
+        wp.lipschitz(layer, norm_in="2", in_shape=(6,))
+    with pytest.raises(NotCertifiableError, match="another cell"):
+        enclose(layer, Box(torch.zeros(1, 6).double(), torch.ones(1, 6).double()))

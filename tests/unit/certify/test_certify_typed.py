@@ -35,6 +35,12 @@ def exact(J, p, q):
     return float(kinds[q]().operator_norm(J, kinds[p]()))
 
 
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    """Any multipliers prove a bound: here six steps of their search serve as well as forty."""
+    monkeypatch.setattr("wellposed.certify.multipliers._STEPS", 6)
+
+
 def net_of(act=nn.ReLU, seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(

@@ -9,7 +9,12 @@ from wellposed.core.convolutions import convolution
 from wellposed.core.gram import gram_bracket, gram_norm_bracket
 from wellposed.core.operators import Convolution, Dense
 from wellposed.core.opnorm import operator_norm
-from wellposed.core.schatten import schatten, schatten_norm
+from wellposed.core.schatten import (
+    gradient_distance,
+    schatten,
+    schatten_excess,
+    schatten_norm,
+)
 from wellposed.core.transposed import Adjoint
 from wellposed.errors import ConfigError, NotCertifiableError, ShapeError
 
@@ -90,6 +95,54 @@ def test_it_converges_as_the_gap_says():
     least = [gram_bracket(G, steps, 0.0).upper for steps in range(1, 9)]
     assert least == sorted(least, reverse=True)
     assert least[-1] <= sigma * (1 + 1e-5)
+
+
+def spectra():
+    """Singular values of 200 Gaussian matrices, then gaps from a tie to a factor of two."""
+    yield torch.linalg.svdvals(torch.randn(200, 24, 16, dtype=torch.float64))
+    q = torch.tensor([1.0, 0.9999, 0.999, 0.99, 0.9, 0.5], dtype=torch.float64)
+    for others in (1, 15):
+        yield torch.cat([torch.ones(6, 1).double(), q[:, None].expand(6, others)], 1)
+    yield torch.ones(1, 1, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 6, 8])
+def test_the_error_of_value_and_gradient_is_that_of_the_gap(steps):
+    """Acceptance checks 2 and 3: what six steps reach depends on the gap, and on nothing else."""
+    torch.manual_seed(10)
+    for s in spectra():
+        U, V = (torch.linalg.qr(torch.randn(len(s), n, s.shape[1]).double())[0] for n in (24, 16))
+        G = ((U * s[:, None]) @ V.mT).requires_grad_()
+        value = schatten_norm(G, steps)
+        (gradient,) = torch.autograd.grad(value.sum(), G)
+        over = value.detach() / s[:, 0] - 1
+        off = torch.linalg.matrix_norm(gradient - U[:, :, :1] * V[:, None, :, 0])
+        rank = s.shape[1] ** (2.0 ** -(steps + 1)) - 1
+        assert bool((over <= schatten_excess(s, steps) + 1e-13).all())
+        assert bool((schatten_excess(s, steps) <= rank + 1e-13).all())
+        assert bool((off <= gradient_distance(s, steps) + 1e-12).all())
+        if len(s) == 6:
+            # all but the largest are equal: nothing is given away, and at a tie not a bit of rank
+            assert torch.allclose(over, schatten_excess(s, steps), rtol=1e-9, atol=1e-13)
+            assert float(over[0]) == pytest.approx(rank, rel=1e-9)
+            assert float(off[0]) > 0.4
+
+
+def test_six_steps_are_not_enough_for_every_gaussian():
+    """Neither an error of 1e-4 nor a gradient within 1e-3 is what a random matrix gets."""
+    torch.manual_seed(11)
+    s = torch.linalg.svdvals(torch.randn(100, 64, 48, dtype=torch.float64))
+    q = s / s[:, :1]
+    over = (q**128).sum(1) ** (1 / 128) - 1
+    first = (1 + over) ** -127.0
+    off = ((1 - first).square() + ((q[:, 1:] / (1 + over[:, None])) ** 254).sum(1)).sqrt()
+    assert 0.2 < float((over <= 1e-4).double().mean()) < 0.9
+    assert 0.1 < float((off <= 1e-3).double().mean()) < 0.7
+    # but an adaptive number of steps is: the bracket says when
+    worst = torch.linalg.qr(torch.randn(64, 48, dtype=torch.float64))[0] * s[int(over.argmax())]
+    found = gram_bracket(worst, tol=1e-4)
+    assert found.upper <= (1 + 1e-4) * found.lower
+    assert int(found.method.split()[2]) > 6
 
 
 def test_convolutions_of_common_size():

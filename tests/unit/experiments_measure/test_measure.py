@@ -100,6 +100,36 @@ def test_the_two_norm_curve_is_drawn_when_asked_for():
     assert curve["accuracy"][-1] < found["clean"]
 
 
+def test_the_two_norm_is_certified_where_no_equilibrium_stands_in_the_way():
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, CLASSES)).eval()
+    few = SimpleNamespace(eps=(0.0, 0.2), samples=20, steps=3, restarts=1)
+    radii = (0.0, 1e-3, 0.05, 5.0)
+    found = measure.attack_curves(model, split(model), few, two_norm=radii)
+    proved = found["certified_2"]
+    assert proved["eps"] == list(radii)
+    assert proved["samples"] == 60
+    assert proved["accuracy"] == sorted(proved["accuracy"], reverse=True)
+    assert 0.8 < proved["accuracy"][0] <= 0.9  # every tenth label is wrong
+    assert proved["accuracy"][-1] == 0
+    assert found["comparisons"] > 0
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    equilibrium = network()
+    other = measure.attack_curves(equilibrium, split(equilibrium), few, two_norm=radii)
+    assert "certified_2" not in other
+    assert "equilibrium" in other["not_certified_2"]
+    assert "not_certified_2" not in measure.attack_curves(model, split(model), few)
+
+
+def test_audit_in_the_two_norm_raises_as_well():
+    curve = Curve("2", "an attack", (0.0, 0.5), torch.tensor([[1.0, 1.0], [1.0, 0.0]]), (0, 0))
+    radii = torch.tensor([1.0, 0.4])
+    assert audit(radii, {"pgd-2": curve}, norm="2") == 3
+    assert audit(radii, {"pgd-2": curve}) == 0
+    with pytest.raises(AuditError, match="pgd-2"):
+        audit(torch.tensor([1.0, 0.6]), {"pgd-2": curve}, norm="2")
+
+
 def test_curves_repeat_with_the_seed():
     model = network()
     one = measure.attack_curves(model, split(model), CONFIG, seed=3)

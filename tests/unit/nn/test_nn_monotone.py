@@ -39,6 +39,12 @@ ILLEGAL = (
 )
 
 
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    """Any multipliers prove a bound: here six steps of their search serve as well as forty."""
+    monkeypatch.setattr("wellposed.certify.multipliers._STEPS", 6)
+
+
 def dense(kinds, widths, budget=1.0):
     layers = []
     for k, kind in enumerate(kinds):
@@ -340,8 +346,30 @@ def test_exported_networks_are_compiled_whole():
     torch.testing.assert_close(compiled(x), net(x))
 
 
-def test_exported_networks_reach_onnx(tmp_path):
-    pytest.importorskip("onnx")
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("case", range(3))
+def test_exported_networks_reach_onnx(case, tmp_path):
+    """Acceptance check 16: what a reference evaluator makes of the file, batch size left open."""
+    onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
-    net = export(lipschitz_monotone((5, 8, 8, 1), [1, -1, 0, 0, 1]))
-    torch.onnx.export(net, (torch.randn(7, 5),), tmp_path / "net.onnx")
+    reference = pytest.importorskip("onnx.reference")
+    net, shape = list(nets_to_export())[case]
+    plain = export(net.eval())
+    path = tmp_path / "net.onnx"
+    torch.onnx.export(
+        plain,
+        (torch.randn(shape),),
+        path,
+        dynamo=True,
+        verbose=False,
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+    )
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    assert {node.domain for node in model.graph.node} == {""}  # standard operators only
+    (name,) = (given.name for given in model.graph.input)
+    for batch in (shape[0], 1, 11):
+        x = 3 * torch.randn(batch, *shape[1:])
+        (found,) = reference.ReferenceEvaluator(model).run(None, {name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), plain(x), rtol=0, atol=1e-5)

@@ -6,7 +6,8 @@ import torch
 from wellposed.core.maps import FunctionMap
 from wellposed.errors import ConfigError
 from wellposed.solvers.auto import Auto
-from wellposed.solvers.base import Status, Stopping, _next_look, solve, solve_with_image
+from wellposed.solvers.base import Status, Stopping, solve, solve_with_image
+from wellposed.solvers.looks import next_look
 from wellposed.solvers.picard import Jacobi, Picard
 from wellposed.testing.solvers import contractive_map
 
@@ -14,7 +15,7 @@ from wellposed.testing.solvers import contractive_map
 def looks(limit, first=1):
     out = [first]
     while out[-1] < limit:
-        out.append(_next_look(out[-1]))
+        out.append(next_look(out[-1]))
     return out
 
 
