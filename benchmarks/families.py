@@ -54,9 +54,8 @@ def classified(model: nn.Module) -> Contender:
 
 def fpn() -> dict[str, Contender]:
     """Fixed point network, dense, Jacobian-free backpropagation."""
-    layer = wp.Equilibrium(
-        ContractiveCell(784, STATES, bound=BOUND), gradient=wp.OneStep(), stopping=wp.Stopping(TOL)
-    )
+    # in training the forward tolerance is TOL by default
+    layer = wp.Equilibrium(ContractiveCell(784, STATES, bound=BOUND), gradient=wp.OneStep())
     out = {
         "wellposed": classified(nn.Sequential(layer, nn.Linear(STATES, 10))),
         "published": classified(
@@ -165,7 +164,8 @@ def regularised() -> dict[str, Contender]:
     except ImportError:
         return out
     out["torchdeq"] = Contender(
-        deq, lambda x, y: F.cross_entropy(deq(x), y) + WEIGHT * deq.layer.penalty
+        deq,
+        lambda x, y: F.cross_entropy(deq(x), y) + WEIGHT * deq.layer.penalty,  # type: ignore[operator]
     )
     return out
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import sqrt
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,10 @@ from wellposed.cells.base import AffineCell
 from wellposed.cells.checks import check_sizes
 from wellposed.core.activations import Activation, ReLU
 from wellposed.core.affine import Affine
+from wellposed.core.leading import Leading
 from wellposed.core.operators import Dense, Operator
-from wellposed.core.spectral import two_norm
+from wellposed.core.peel import forward_mode, transforming
+from wellposed.core.spectral import largest_singular, two_norm
 from wellposed.errors import ConfigError
 from wellposed.solvers.base import Solver
 from wellposed.solvers.picard import Picard
@@ -27,8 +29,10 @@ class ContractiveCell(AffineCell):
     ``A = W min(1, bound / ||W||_2)`` with the exact norm. Plain iteration contracts in the 2-norm
     by `bound` times the steepest slope of the activation, which may leave [0, 1] as long as that
     product stays below 1; one step then is a descent direction far more often than not, so that
-    `OneStep` (Jacobian-free backpropagation) is the usual gradient. The published networks divide
-    by what one random vector is stretched, which bounds nothing.
+    `OneStep` (Jacobian-free backpropagation) is the usual gradient. In training mode the norm is
+    found from that of the last step (`core.leading`): the same number up to rounding, and proved to
+    be large enough. The published networks divide by what one random vector is stretched, which
+    bounds nothing.
 
     Args:
         n_in: Length of the input.
@@ -63,11 +67,12 @@ class ContractiveCell(AffineCell):
         self.bound = check_factor(bound, self.activation)
         self.inject = nn.Linear(n_in, n_state, dtype=dtype)
         self.W = nn.Parameter(torch.empty(n_state, n_state, dtype=dtype))
+        self.leading = Leading()
         nn.init.uniform_(self.W, -1 / sqrt(n_state), 1 / sqrt(n_state))
 
     @override
     def explicit(self) -> Affine:
-        A = Dense(self.W * shrink(Dense(self.W), self.bound))
+        A = Dense(shrunk(self.W, self.bound, self.leading if self.training else None))
         return Affine(A, Dense(self.inject.weight), self.inject.bias, self.activation)
 
     @override
@@ -91,6 +96,53 @@ def check_factor(bound: float, activation: Activation) -> float:
     return float(bound)
 
 
+def shrunk(W: Tensor, bound: float, leading: Leading | None = None) -> Tensor:
+    """``W min(1, bound / ||W||_2)``, a matrix as computed of norm at most `bound`.
+
+    With a backward pass written by hand outside function transforms; differentiable to any order.
+
+    Args:
+        W: Shape (n, n).
+        bound: Of the norm.
+        leading: Finds the norm within training, faster and within `ROOM`.
+    """
+    if torch.is_grad_enabled() and not transforming() and not forward_mode():
+        return _Shrunk.apply(W, bound, leading)  # pyright: ignore
+    return W * shrink(Dense(W), bound)
+
+
+class _Shrunk(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, W: Tensor, bound: float, leading: Leading | None) -> Tensor:  # pyright: ignore
+        with torch.autocast(W.device.type, enabled=False):
+            wide = W.double()
+            # in double precision nothing but rounding may be off
+            if leading is None or W.dtype == torch.float64:
+                norm, left, right = largest_singular(wide)
+            else:
+                norm, left, right = leading.find(wide)
+        # the room that the search leaves is a third of what `_limit` leaves in single precision
+        limit = _limit(W, bound)
+        scale = (limit / norm.clamp(min=limit)).to(W.dtype)
+        ctx.bound, ctx.size, ctx.active = bound, float(norm), not float(norm) <= limit
+        ctx.save_for_backward(W, left.to(W), right.to(W), scale)
+        return W * scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (g,) = grads
+        W, left, right, scale = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # whoever differentiates this needs more than one pair of vectors
+            A = W * shrink(Dense(W), ctx.bound)
+            return torch.autograd.grad(A, W, g, create_graph=True)[0], None, None
+        own = g * scale
+        if ctx.active:
+            share = (own * W).sum() / -ctx.size
+            own.addr_(left * share, right)
+        return own, None, None
+
+
 def shrink(operator: Operator, bound: float) -> Tensor:
     """``min(1, bound / ||M||_2)``, a little less: the scaled weights are rounded once more.
 
@@ -98,9 +150,13 @@ def shrink(operator: Operator, bound: float) -> Tensor:
     ``sqrt(rows) taps u ||M||_2`` with `taps` the pixels of a kernel.
     """
     weight = operator.weight
-    taps = weight[0, 0].numel() if weight.ndim == 4 else 1
-    limit = bound / (1 + 4 * (sqrt(weight.shape[0]) * taps + 8) * torch.finfo(weight.dtype).eps)
+    limit = _limit(weight, bound)
     # mixed precision would lower the products behind the norm, and with them the bound
     with torch.autocast(weight.device.type, enabled=False):
         norm = two_norm(operator)
     return (limit / norm.clamp(min=limit)).to(weight.dtype)
+
+
+def _limit(weight: Tensor, bound: float) -> float:
+    taps = weight[0, 0].numel() if weight.ndim == 4 else 1
+    return bound / (1 + 4 * (sqrt(weight.shape[0]) * taps + 8) * torch.finfo(weight.dtype).eps)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from wellposed.cells.accretive import Weights, bounded
 from wellposed.cells.base import AffineCell
 from wellposed.cells.checks import check_cone, check_sizes
 from wellposed.core.activations import Activation, ReLU
@@ -115,29 +116,39 @@ class LBENCell(AffineCell):
     def explicit(self) -> Affine:
         # mixed precision would lower the products, and with them the bound
         with torch.autocast(self.V.device.type, enabled=False):
-            psi, factors = self.psi, self.factors()
-            whole = self.S - self.S.mT
-            # the products err by at most n u times the sizes of their factors, the sums by u times
-            # their terms; what is rounded in the skew part stays skew until `Psi` is multiplied
-            with torch.no_grad():
-                size = torch.linalg.vector_norm(whole) + self._hidden(factors)
-                for factor in factors:
-                    size = size + factor.square().sum()
-                terms = max(self.n_in, self.n_state, self.n_out) + 16
-                unit = terms * torch.finfo(whole.dtype).eps
-                room = self.margin + unit * (size + self.margin + 1 / psi)
-            for factor in factors:
-                whole = torch.addmm(whole, factor, factor.mT)
-            H = whole.diagonal_scatter(torch.diagonal(whole) + room)
-            feedback = -psi[:, None] * H
-            W = feedback.diagonal_scatter(1 + torch.diagonal(feedback))
+            W, psi = self._weights() if self.K is None else self._with_path()
         return Affine(
             Dense(W),
             Dense(self.inject.weight),
             self.inject.bias,
             self.activation,
-            metric=1 / psi,
+            metric=psi.reciprocal(),
         )
+
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        scale = 0.0 if self.gamma is None else 1 / (2 * self.gamma)
+        U, C = self.inject.weight, self.readout.weight
+        weights = Weights(self.V, self.S, self.log_psi, U, C)
+        return bounded(weights, self.margin, scale, self._terms())
+
+    def _with_path(self) -> tuple[Tensor, Tensor]:
+        psi, factors = self.psi, self.factors()
+        whole = self.S - self.S.mT
+        # as in `bounded`, and what an error in `N` costs
+        with torch.no_grad():
+            size = torch.linalg.vector_norm(whole) + self._hidden(factors)
+            for factor in factors:
+                size = size + factor.square().sum()
+            unit = self._terms() * torch.finfo(whole.dtype).eps
+            room = self.margin + unit * (size + self.margin + 1 / psi)
+        for factor in factors:
+            whole = torch.addmm(whole, factor, factor.mT)
+        H = whole.diagonal_scatter(torch.diagonal(whole) + room)
+        feedback = -psi[:, None] * H
+        return feedback.diagonal_scatter(1 + torch.diagonal(feedback)), psi
+
+    def _terms(self) -> int:
+        return max(self.n_in, self.n_state, self.n_out) + 16
 
     def direct(self) -> Tensor | None:
         """``D``, shape (n_out, n_in); `None` without a skip path."""

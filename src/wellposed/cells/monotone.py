@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from wellposed.cells.accretive import accretive
 from wellposed.cells.base import AffineCell
 from wellposed.cells.checks import check_cone, check_modulus, check_sizes
 from wellposed.core.activations import Activation, ReLU
@@ -81,19 +82,11 @@ class MonotoneCell(AffineCell):
     def explicit(self) -> Affine:
         # mixed precision would lower the product, and with it the bound
         with torch.autocast(self.F.device.type, enabled=False):
-            skew = self.S - self.S.mT
-            off, metric = torch.addmm(skew, self.F.mT, self.F, alpha=-1), None
-        # the product errs by at most n u |F|^T |F|, sums and scales by u times their terms; the
-        # factor of 2 between u and eps is to spare
-        with torch.no_grad():
-            unit = (self.n_state + 8) * torch.finfo(off.dtype).eps
-            size = self.F.square().sum() + torch.linalg.vector_norm(skew)
-            slack = unit * (size + abs(1 - self.margin))
-        diagonal = torch.diagonal(off) + ((1 - self.margin) - slack)
+            whole, metric = accretive(self.F, self.S, self.margin), None
         if self.log_scale is not None:
             d = torch.asinh(self.log_scale).exp()
-            off, metric = off * (d / d[:, None]), d.square()
-        A, B = Dense(off.diagonal_scatter(diagonal)), Dense(self.inject.weight)
+            whole, metric = whole * (d / d[:, None]), d.square()
+        A, B = Dense(whole), Dense(self.inject.weight)
         return Affine(A, B, self.inject.bias, self.activation, metric=metric)
 
     @override

@@ -49,30 +49,49 @@ class Inverse(ABC):
 
     @abstractmethod
     def adjoint(self, h: Tensor) -> Tensor:
-        """``(I + [steps](I - A^T))^-1 h = [steps] R^T [1/steps] h``."""
+        """``R' h = (I + [steps](I - A^T))^-1 h = [steps] R^T [1/steps] h``."""
+
+    @abstractmethod
+    def reflect(self, h: Tensor) -> Tensor:
+        """``(2 R - I) h``: all of `R` that a reflected splitting needs."""
+
+    @abstractmethod
+    def reflect_adjoint(self, h: Tensor) -> Tensor:
+        """``(2 R' - I) h``."""
 
 
 @final
 class DenseInverse(Inverse):
-    """A matrix of its own.
+    """A matrix of its own, held as ``2 R - I``: a reflection then is one product.
 
     Args:
-        matrix: ``R``.
-        steps: ``alpha``.
+        twice: ``2 R``, taken over.
+        steps: ``alpha``, in the precision of the states.
     """
 
-    def __init__(self, matrix: Tensor, steps: Tensor) -> None:
+    def __init__(self, twice: Tensor, steps: Tensor) -> None:
         self.steps = steps
-        self._columns = matrix.mT
-        self._rows = (matrix / steps[:, None]) * steps
+        twice.diagonal().sub_(1)
+        self._mirror = twice.to(steps)
+        self._turned: Tensor | None = None
 
     @override
     def apply(self, h: Tensor) -> Tensor:
-        return h @ self._columns
+        return (self.reflect(h) + h) / 2
 
     @override
     def adjoint(self, h: Tensor) -> Tensor:
-        return h @ self._rows
+        return (self.reflect_adjoint(h) + h) / 2
+
+    @override
+    def reflect(self, h: Tensor) -> Tensor:
+        return torch.mm(h, self._mirror.mT)
+
+    @override
+    def reflect_adjoint(self, h: Tensor) -> Tensor:
+        if self._turned is None:
+            self._turned = (self._mirror / self.steps[:, None]).mul_(self.steps)
+        return torch.mm(h, self._turned)
 
 
 @singledispatch
@@ -94,10 +113,11 @@ def inverse_of(operator: Operator, steps: Tensor) -> Inverse:
 
 @inverse_of.register
 def _dense(operator: Dense, steps: Tensor) -> Inverse:
-    wide = operator.matrix.double()
-    eye = torch.eye(len(wide), dtype=wide.dtype, device=wide.device)
-    matrix = torch.linalg.inv(eye + steps.double()[:, None] * (eye - wide))
-    return DenseInverse(matrix.to(operator.matrix), steps)
+    half = steps.detach().double() / 2
+    a = operator.diagonal().detach().double()
+    whole = operator.matrix.detach() * -half[:, None]  # in float64, as one factor is
+    whole.diagonal().copy_((1 - a).mul_(half).add_(0.5))
+    return DenseInverse(torch.linalg.inv(whole), steps)
 
 
 @final

@@ -189,7 +189,7 @@ class AffineMap(Map):
     @override
     def start(self) -> Tensor:
         """``f(0)``, which costs no product."""
-        return self._activate(self.offset)
+        return self._activate(self.offset.detach())
 
     @override
     def canonical(self) -> AffineMap:
@@ -268,10 +268,12 @@ class Transpose:
     Args:
         operator: ``A``, whose weight is the map's first argument.
         memo: Of the map whose adjoint equation this is.
+        binary: Whether the slopes ``d`` are known to be 0 or 1, and `rhs` zero where they are 0.
     """
 
     operator: Operator
     memo: Memo
+    binary: bool = False
 
 
 @final

@@ -11,10 +11,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from wellposed.core.maps import AffineMap, LinearMap, Map, Transpose
+from wellposed.core.activations import ReLU
+from wellposed.core.maps import AffineMap, LinearMap, Map, Transpose, check_feedback
 from wellposed.core.operators import Dense
 from wellposed.solvers.base import Solution, Stopping
 from wellposed.solvers.krylov import LinearSolver
+from wellposed.solvers.transposed import Transposed
 
 
 def pull_back(
@@ -42,8 +44,14 @@ def pull_back(
         The adjoint state and one gradient for each of the map's tensors.
     """
     if isinstance(map_, AffineMap):
-        slopes = map_.slopes(z, image)
-        return _affine(map_, z, g, needed, slopes=slopes, solver=solver, stopping=stopping)
+        slopes, own = map_.slopes(z, image), None
+        if map_.raw and not isinstance(solver, Transposed):
+            # every other solver gets the equation of the resolved map; the gradient of a diagonal
+            # is the diagonal of the gradient, so that the two parts need not be told apart
+            own = map_.operator.diagonal()
+            check_feedback(own, map_.activation)
+            slopes = slopes / (1 - slopes * own)
+        return _affine(map_, z, g, needed, slopes=slopes, own=own, solver=solver, stopping=stopping)
     return _general(map_, z, g, needed, solver=solver, stopping=stopping)
 
 
@@ -54,20 +62,27 @@ def _affine(
     needed: tuple[bool, ...],
     *,
     slopes: Tensor,
+    own: Tensor | None,
     solver: LinearSolver,
     stopping: Stopping,
 ) -> tuple[Solution, list[Tensor | None]]:
     operator = map_.operator
+    split = map_.raw and own is None
 
     # solved is the equation of ``w = [d] u``, the flow through the activation, which is all that
     # the gradients need: ``w = [d] (A^T w + g)``
+    # (`own` is the diagonal of ``A`` that is in the slopes already)
+    def product(weight: Tensor) -> Callable[[Tensor], Tensor]:
+        turned, less = operator.with_weight(weight), own
+        return turned.adjoint if less is None else lambda w: turned.adjoint(w, -less * w)
+
     def transposed(weight: Tensor, d: Tensor) -> Callable[[Tensor], Tensor]:
-        turned = operator.with_weight(weight)
-        return lambda w: turned.adjoint(w) * d
+        pull = product(weight)
+        return lambda w: pull(w) * d
 
     def fused(weight: Tensor, d: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        turned = operator.with_weight(weight)
-        return lambda w, rhs: torch.addcmul(rhs, turned.adjoint(w), d)
+        pull = product(weight)
+        return lambda w, rhs: torch.addcmul(rhs, pull(w), d)
 
     linear = LinearMap(
         transposed,
@@ -75,7 +90,7 @@ def _affine(
         (operator.weight, slopes),
         (False, True),
         fuse=fused,
-        form=Transpose(operator, map_.memo) if map_.raw else None,
+        form=Transpose(operator, map_.memo, type(map_.activation) is ReLU) if split else None,
     )
     found = solver.solve(linear, stopping)
     flow = found.value

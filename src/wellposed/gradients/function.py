@@ -25,7 +25,8 @@ from wellposed.gradients.firstorder import pull_back
 from wellposed.solvers.auto import Auto
 from wellposed.solvers.base import AdjointReport, Solution, Stopping, describe, solve_with_image
 from wellposed.solvers.krylov import LinearSolver
-from wellposed.solvers.picard import Jacobi
+from wellposed.solvers.picard import Jacobi, Picard
+from wellposed.solvers.splitting import Reflected
 from wellposed.solvers.transposed import Transposed
 
 _HALF_RTOL = 1e-2
@@ -104,7 +105,10 @@ class Equation:
                 found = self.adjoint.solver.solve(map_, problem.stopping)
             else:
                 found, image = solve_with_image(map_, start, problem.solver, problem.stopping)
-                self.image = None if self.given else image
+                # plain iteration and splittings leave the map as it was given
+                alike = isinstance(problem.solver, Picard | Reflected)
+                kept = alike and self.given is problem.map_
+                self.image = image if kept or self.given is None else None
         value = found.value
         if any(map(wrapped, (start, *tensors))):
             # a transform's wrappers die with it: what is kept must be plain numbers
@@ -129,8 +133,9 @@ def attach_equation(problem: Problem, adjoint: Adjoint) -> Solution:
     # the adjoint is best conditioned on the canonical form, whatever form the solver iterates;
     # with the diagonal kept apart its derivatives cost the least
     # (a splitting has the inverse of the map as it was given, and its own way with slopes)
-    split = isinstance(adjoint.solver, Transposed) and _given(problem.map_)
-    map_ = problem.map_ if split else problem.map_.resolved()
+    # (where plain iteration has no use for the canonical form, `pull_back` forms it off the tape)
+    fit = isinstance(adjoint.solver, Transposed) or isinstance(problem.solver, Picard)
+    map_ = problem.map_ if fit and _given(problem.map_) else problem.map_.resolved()
     report = AdjointReport()
     # these iterate the canonical form, which need not be formed twice;
     # a transform hands the Function other numbers than those that the given form holds

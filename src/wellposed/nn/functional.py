@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 from torch import Tensor, nn
 
@@ -73,6 +74,11 @@ def default_stopping(map_: Map, z: Tensor, rtol: float | None = None) -> Stoppin
     """Tolerances that can be reached: 1e-2 where products are rounded to half precision."""
     if isinstance(map_, FunctionMap) and autocasting(z):
         return Stopping(rtol=1e-2)
+    return _relative(rtol)
+
+
+@cache
+def _relative(rtol: float | None) -> Stopping:
     return Stopping(rtol=rtol)
 
 

@@ -81,9 +81,10 @@ class Splitting(NamedTuple):
     """Memory of the reflected methods.
 
     Args:
-        point: The governing iterate ``u``, one row a sample, in the space of the inverse.
-        value: ``prox(u)``, there as well.
-        push: What the other operator contributes: ``[alpha] q``.
+        point: The governing iterate less `push`, ``v = u - p``, one row a sample, in the space of
+            the inverse.
+        value: ``z = prox(u)``, there as well.
+        push: What the other operator contributes: ``p = [alpha] q``.
         inverse: ``(I + [alpha] (I - A))^-1``.
     """
 
@@ -97,8 +98,9 @@ class Splitting(NamedTuple):
 class Reflected(Solver):
     """Both reflected resolvents in turn; the inverse is computed once for each weights, in float64.
 
-    With ``h = 2 z - u``: ``y = (I + [alpha](I - A))^-1 (h + [alpha] q)``,
-    ``u <- u + weight (2 y - h - u)``, ``z <- prox(u)``.
+    With ``R = (I + [alpha](I - A))^-1``, ``p = [alpha] q`` and ``h = 2 z - u``: ``y = R (h + p)``,
+    ``u <- u + weight (2 y - h - u)``, ``z <- prox(u)``. Kept is ``v = u - p``, for which this is
+    ``v <- v + weight ((2 R - I) (2 z - v) - v)``, ``z <- prox(v + p)``: one product and three sums.
 
     Args:
         alpha: Step; `None` takes certified diagonal steps (`balanced_steps`).
@@ -127,9 +129,9 @@ class Reflected(Solver):
         assert isinstance(map_, AffineMap)
         inverse = self.inverse(map_.operator, map_.memo)
         # the point whose proximal map is z if z is the solution: a warm start is kept
-        point = inverse.enter(z + inverse.steps * (map_.operator.apply(z, map_.offset) - z))
+        point = inverse.enter(torch.lerp(z, map_.operator.apply(z), inverse.steps))
         push = inverse.enter(inverse.steps * map_.offset)
-        return Splitting(point, _prox(map_, point, inverse), push, Shared(inverse))
+        return Splitting(point, _prox(map_, point + push, inverse), push, Shared(inverse))
 
     @override
     def propose(
@@ -137,9 +139,10 @@ class Reflected(Solver):
     ) -> tuple[Tensor, Splitting]:
         assert isinstance(map_, AffineMap)
         inverse: Inverse = state.inverse.value
-        step = inverse.apply(torch.add(state.push, state.value, alpha=2) - state.point)
-        point = torch.add(state.point, step - state.value, alpha=2 * self.weight)
-        value = _prox(map_, point, inverse)
+        point = inverse.reflect(torch.lerp(state.point, state.value, 2.0))
+        if self.weight != 1:
+            point = torch.lerp(state.point, point, self.weight)
+        value = _prox(map_, point + state.push, inverse)
         return inverse.leave(value), Splitting(point, value, state.push, state.inverse)
 
     def inverse(self, operator: Operator, memo: Memo) -> Inverse:

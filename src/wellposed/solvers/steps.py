@@ -29,13 +29,15 @@ def balanced_steps(operator: Operator) -> Tensor:
     Raises:
         ConfigError: A diagonal entry of ``A`` is not below 1.
     """
-    a = operator.diagonal()
-    if not bool((a < 1).all()):
+    a = operator.diagonal().detach()
+    if not float(a.amax()) < 1:  # NaN is refused as well
         raise ConfigError("Splitting needs diagonal entries of A below 1.")
     # sum_ij a_ij^2 / (d_i d_j) by one product with the squared entries, less those of the diagonal
-    inverse = (1 - a.detach()).reciprocal()
+    inverse = torch.rsub(a, 1).reciprocal()
     squares = operator.with_weight(operator.weight.detach().square())
     flow = squares.apply(inverse.expand(operator.out_shape)[None])[0]
-    excess = torch.addcmul(flow * inverse, a.detach() * inverse, a.detach() * inverse, value=-1)
-    c = (1 + excess.mean().clamp(min=0)).rsqrt()
-    return c.clamp(min=1e-6) * inverse
+    own = a * inverse
+    excess = float(torch.addcmul(flow * inverse, own, own, value=-1).mean())
+    # NaN and infinity end in the smallest step, and the solve says what is wrong
+    c = (1 + excess) ** -0.5 if excess > 0 else 1.0
+    return max(c, 1e-6) * inverse

@@ -10,6 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from wellposed.core.leading import searches
 from wellposed.errors import CheckpointError
 from wellposed.files.atomic import digest, read_tensors, write_tensors
 from wellposed.training.averaging import Average
@@ -67,6 +68,9 @@ class Trainee:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"optimiser.{k}": v for k, v in optimiser_tensors(self.optimiser).items()}
         tensors["random"] = torch.get_rng_state()
+        for name, search in searches(self.model).items():
+            if search.vector is not None:
+                tensors[f"search.{name}"] = search.vector
         meta: dict[str, Any] = {
             "format": _FORMAT,
             "stamp": self.stamp,
@@ -113,6 +117,9 @@ class Trainee:
             state = _part(tensors, "regulariser.")
             check_weights(self.regulariser, state, path)
             self.regulariser.load_state_dict(state)
+        vectors = _part(tensors, "search.")
+        for name, search in searches(self.model).items():
+            search.vector = vectors.get(name)
         torch.set_rng_state(tensors["random"])
         return Position(meta["epoch"], meta["step"], Sums(**meta["sums"]), meta["rows"])
 

@@ -89,3 +89,17 @@ def test_statuses_of_a_mixed_batch_belong_to_their_samples():
     assert found.status.tolist() == [0, 1, 0, 2, 1, 0]
     assert found.evaluations[[1, 4]].tolist() == [60, 60]
     assert found.evaluations[3] == 1
+
+
+def test_later_looks_are_as_far_apart_as_asked():
+    map_ = FunctionMap(lambda z: 0.5 * z + 1)
+    start = torch.zeros(3, 2, dtype=torch.float64)
+    for first, every in ((1, 1), (2, 3), (6, 5)):
+        stopping = Stopping(1e-6, first_look=first, every=every)
+        found = solve(map_, start, Picard(), stopping)
+        count = int(found.evaluations.max())
+        assert bool(found.converged.all())
+        assert count >= first
+        assert (count - first) % every == 0
+    with pytest.raises(ConfigError, match="every"):
+        Stopping(every=0)

@@ -4,10 +4,13 @@ import json
 import pytest
 import torch
 
+import wellposed as wp
 from wellposed.errors import CheckpointError, DataError
 from wellposed.files import atomic as files
 from wellposed.files.atomic import digest, read_tensors, write_atomic, write_json, write_tensors
 from wellposed.training import Recipe, fit, load_weights, save_weights
+from wellposed.training.checkpoint import Position, Trainee
+from wellposed.training.meter import Sums
 
 STATE = "checkpoint/state.safetensors"
 
@@ -153,3 +156,35 @@ def test_a_damaged_checkpoint_is_refused(make_model, examples, tmp_path):
     (tmp_path / STATE).write_bytes(bytes(data))
     with pytest.raises(CheckpointError, match="damaged"):
         fit(make_model(), examples, recipe, tmp_path, resume=True)
+
+
+def test_a_search_goes_on_from_the_vector_of_the_checkpoint(tmp_path):
+    def fresh():
+        torch.manual_seed(0)
+        cell = wp.ContractiveCell(5, 40, bound=0.9)
+        with torch.no_grad():
+            cell.W.mul_(5)
+        layer = wp.Equilibrium(cell)
+        optimiser = torch.optim.SGD(layer.parameters(), 0.1)
+        return layer, optimiser, Trainee(layer, optimiser, None, "stamp")
+
+    def step(layer, optimiser):
+        optimiser.zero_grad()
+        layer(x).square().mean().backward()
+        optimiser.step()
+
+    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(1))
+    layer, optimiser, trainee = fresh()
+    for _ in range(3):
+        step(layer, optimiser)
+    trainee.save(tmp_path, Position(0, 3, Sums(), []))
+    vector = layer.cell.leading.vector.clone()
+    step(layer, optimiser)
+
+    again, other, resumed = fresh()
+    assert again.cell.leading.vector is None
+    resumed.load(tmp_path)
+    assert torch.equal(again.cell.leading.vector, vector)
+    step(again, other)
+    assert torch.equal(again.cell.W, layer.cell.W)
+    assert torch.equal(again.cell.leading.vector, layer.cell.leading.vector)
