@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isfinite
 
 import torch
@@ -46,6 +47,16 @@ def check_padding(padding: Padding) -> Padding:
     if padding not in ("zeros", "circular"):
         raise ConfigError(f'`padding` must be "zeros" or "circular", got {padding!r}.')
     return padding
+
+
+def check_kernel(side: int, image: Sequence[int], name: str) -> None:
+    """A kernel that fits on the image it acts on: the input's or the state's, by `name`."""
+    if side > min(image):
+        raise ShapeError(
+            f"The {name} kernel has side {side}, larger than the {name}'s image of "
+            f"{image[0]} x {image[1]}.",
+            hint="use a smaller kernel, a smaller stride or fewer tiers.",
+        )
 
 
 def check_cone(activation: Activation) -> Activation:

@@ -10,12 +10,18 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from wellposed.cells.base import AffineCell
-from wellposed.cells.checks import check_cone, check_modulus, check_odd, check_padding, check_sizes
+from wellposed.cells.checks import (
+    check_cone,
+    check_kernel,
+    check_modulus,
+    check_odd,
+    check_padding,
+    check_sizes,
+)
 from wellposed.cells.kernels import gram, rounded, skew, widened
 from wellposed.core.activations import Activation, ReLU
 from wellposed.core.affine import Affine
 from wellposed.core.operators import Convolution, Padding
-from wellposed.errors import ShapeError
 from wellposed.solvers.base import Solver
 from wellposed.solvers.splitting import PeacemanRachford
 
@@ -92,23 +98,10 @@ class MonotoneConv2d(AffineCell):
         for weight in (self.inject, self.F, self.S):
             limit = 1 / sqrt(weight[0].numel())
             nn.init.uniform_(weight, -limit, limit)
-        self.grid = self._shapes(kernel, side)
-
-    def _shapes(self, kernel: int, inject: int) -> tuple[int, int]:
-        """Height and width of the state; refuses what does not fit."""
-        height, width = Convolution(self.inject, self.image, self.padding, self.stride).out_shape[
-            1:
-        ]
-        for side, name, sides in (
-            (inject, "input", self.image), (kernel, "state", (height, width))
-        ):  # fmt: skip
-            if side > min(sides):
-                raise ShapeError(
-                    f"The {name} kernel has side {side}, larger than the {name}'s image of "
-                    f"{sides[0]} x {sides[1]}.",
-                    hint="use a smaller kernel or a smaller stride.",
-                )
-        return height, width
+        height, width = Convolution(self.inject, image, padding, stride).out_shape[1:]
+        self.grid = (height, width)
+        check_kernel(side, image, "input")
+        check_kernel(kernel, self.grid, "state")
 
     @override
     def explicit(self) -> Affine:

@@ -11,7 +11,14 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from wellposed.cells.base import AffineCell
-from wellposed.cells.checks import check_cone, check_modulus, check_odd, check_padding, check_sizes
+from wellposed.cells.checks import (
+    check_cone,
+    check_kernel,
+    check_modulus,
+    check_odd,
+    check_padding,
+    check_sizes,
+)
 from wellposed.cells.kernels import by_phase, gram, plus, rounded, size_bound, skew, widened
 from wellposed.core.activations import Activation, ReLU
 from wellposed.core.affine import Affine
@@ -119,12 +126,7 @@ class MultiTierCell(AffineCell):
             raise ShapeError(f"A circular image of {self.image} needs sides that {whole} divides.")
         grids = tuple((height >> i, width >> i) for i in range(len(self.channels)))
         for name, side, sides in (("input", inject, self.image), ("state", kernel, grids[-1])):
-            if side > min(sides):
-                raise ShapeError(
-                    f"The {name} kernel has side {side}, larger than an image of {sides[0]} x "
-                    f"{sides[1]}.",
-                    hint="use a smaller kernel, a smaller stride or fewer tiers.",
-                )
+            check_kernel(side, sides, name)
         return grids
 
     @property

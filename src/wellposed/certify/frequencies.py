@@ -11,6 +11,7 @@ from torch import Tensor
 from wellposed.certify.definite import least_eigenvalue
 from wellposed.core.affine import Affine
 from wellposed.core.fourier import centred_symbols, torus
+from wellposed.core.golden import golden_section
 from wellposed.core.operators import Convolution
 from wellposed.core.spectra import TINY, UNIT, outward, rounding
 from wellposed.core.symbols import symbols
@@ -174,19 +175,7 @@ class Symbols(NamedTuple):
         def loss(x: float) -> float:
             return value(1 / (1 + exp(-x))) * (1 + exp(-x))
 
-        low, high, ratio = -_RANGE, _RANGE, (sqrt(5) - 1) / 2
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        at_left, at_right = loss(left), loss(right)
-        for _ in range(_SECTIONS):
-            if at_left < at_right:
-                high, right, at_right = right, left, at_left
-                left = high - ratio * (high - low)
-                at_left = loss(left)
-            else:
-                low, left, at_left = left, right, at_right
-                right = low + ratio * (high - low)
-                at_right = loss(right)
-        part = 1 / (1 + exp(-(low + high) / 2))
+        part = 1 / (1 + exp(-golden_section(loss, -_RANGE, _RANGE, _SECTIONS)))
         return part / top, value(part)
 
     def _pencil(self, theta: float, rows: Tensor) -> Tensor:

@@ -50,6 +50,24 @@ def check_genuine(module: nn.Module, registry: Mapping[Any, Callable[..., Any]],
         raise refuse(module, path, "it replaces `bind`, so `explicit()` need not be what runs")
 
 
+def check_owner(
+    module: nn.Module,
+    layer: nn.Module,
+    owner: Cell,
+    registry: Mapping[Any, Callable[..., Any]],
+    path: str,
+) -> None:
+    """Check that a network's layer runs the cell that owns the readout's weights, and rules' code.
+
+    Raises:
+        NotCertifiableError: It runs another cell, or a part was replaced.
+    """
+    for part in (layer, owner):
+        check_genuine(part, registry, f"{path}.layer".lstrip("."))
+    if getattr(layer, "cell", None) is not owner:
+        raise refuse(module, path, "its layer runs another cell than the one that owns the readout")
+
+
 def has_rule(module: nn.Module, registry: Mapping[Any, Callable[..., Any]]) -> bool:
     """Whether an open function has a rule for the type of a module."""
     return _owner(module, registry) is not None

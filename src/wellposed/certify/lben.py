@@ -8,7 +8,7 @@ from torch import nn
 from wellposed.certify.enclose import enclose, enclose_rule
 from wellposed.certify.explicit import bare_linear
 from wellposed.certify.gain import Gain, gain_of
-from wellposed.certify.guard import check_genuine, refuse
+from wellposed.certify.guard import check_owner
 from wellposed.certify.linear import linear_part
 from wellposed.certify.lipschitz import Site, infer_shape, lipschitz_rule, majorise
 from wellposed.certify.lower import Builder, Signal, lower_module, lower_rule
@@ -38,7 +38,7 @@ def explicit_network(module: LBEN) -> Network:
 
 @lipschitz_rule.register
 def _lben(module: LBEN, site: Site) -> Majorant:
-    _check_owner(module, site.path)
+    check_owner(module, module.layer, module.cell, lipschitz_rule.registry, site.path)
     if site.shape != (module.cell.n_in,):
         raise ShapeError(
             f"`{site.path or 'LBEN'}` takes inputs of shape ({module.cell.n_in},), got "
@@ -58,14 +58,6 @@ def _lben(module: LBEN, site: Site) -> Majorant:
         return inner
 
 
-def _check_owner(module: LBEN, path: str) -> None:
-    """Refuse a layer that runs other code, or another cell than the one that owns the weights."""
-    for part in (module.layer, module.cell):
-        check_genuine(part, lipschitz_rule.registry, f"{path}.layer".lstrip("."))
-    if module.layer.cell is not module.cell:
-        raise refuse(module, path, "its layer runs another cell than the one that owns the readout")
-
-
 def _componentwise(module: LBEN, site: Site) -> Majorant | None:
     if module.cell.direct() is not None:
         return None
@@ -79,7 +71,7 @@ def _readout(module: nn.Linear) -> Linear:
 
 @enclose_rule.register
 def _lben_box(module: LBEN, box: Box) -> Box:
-    _check_owner(module, "")
+    check_owner(module, module.layer, module.cell, lipschitz_rule.registry, "")
     y = enclose(module.cell.readout, enclose(module.cell, box))
     D = module.cell.direct()
     if D is None:

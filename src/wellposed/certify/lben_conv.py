@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from wellposed.cells.lben_conv import LbenConv2d
 from wellposed.certify.enclose import enclose, enclose_rule
-from wellposed.certify.guard import check_genuine, refuse
+from wellposed.certify.guard import check_genuine, check_owner, refuse
 from wellposed.certify.linear import linear_part
 from wellposed.certify.lipschitz import Site, infer_shape, lipschitz_rule
 from wellposed.certify.loop import Loop
@@ -65,12 +64,8 @@ def _checked(module: LBENConv, path: str) -> LbenConv2d:
         NotCertifiableError: The layer runs another cell, or something was replaced.
     """
     cell, readout = module.cell, module.readout
-    name = f"{path}.layer".lstrip(".")
-    parts: tuple[nn.Module, ...] = (module.layer, cell, readout)
-    for part in parts:
-        check_genuine(part, lipschitz_rule.registry, name)
-    if module.layer.cell is not cell:
-        raise refuse(module, path, "its layer runs another cell than the one that owns the readout")
+    check_owner(module, module.layer, cell, lipschitz_rule.registry, path)
+    check_genuine(readout, lipschitz_rule.registry, f"{path}.readout".lstrip("."))
     plain = (readout.kernel_size, readout.stride, readout.groups) == ((1, 1), (1, 1), 1)
     if not plain or readout.padding not in ((0, 0), "valid", "same"):
         raise refuse(module, path, "its readout is no convolution of side 1, stride 1")

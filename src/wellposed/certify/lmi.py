@@ -27,6 +27,7 @@ from torch import Tensor
 
 from wellposed.certify.definite import balance, least_eigenvalue, reach
 from wellposed.certify.pairwise import PairwiseL2
+from wellposed.core.golden import golden_section
 from wellposed.core.spectra import UNIT, outward, rounding
 
 _SECTIONS = 40
@@ -107,19 +108,7 @@ def _search(proof: PairwiseL2, parts: _Parts) -> float:
         G = (R / (1 - t * om / top)) @ R.mT / th + direct
         return float(torch.linalg.eigvalsh((G + G.mT) / 2)[-1])
 
-    low, high, ratio = 0.0, 1.0, (sqrt(5) - 1) / 2
-    left, right = high - ratio * (high - low), low + ratio * (high - low)
-    at_left, at_right = value(left), value(right)
-    for _ in range(_SECTIONS):
-        if at_left < at_right:
-            high, right, at_right = right, left, at_left
-            left = high - ratio * (high - low)
-            at_left = value(left)
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + ratio * (high - low)
-            at_right = value(right)
-    return min((low + high) / 2, 1 - 1e-9) / top
+    return min(golden_section(value, 0.0, 1.0, _SECTIONS), 1 - 1e-9) / top
 
 
 def _prove(proof: PairwiseL2, parts: _Parts, th: float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import singledispatch
-from math import sqrt
 from typing import NamedTuple, cast, final
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from wellposed.cells.base import AffineCell
 from wellposed.cells.lben import LBENCell
 from wellposed.core.activations import Activation, ReLU
+from wellposed.core.golden import golden_section
 from wellposed.core.network import Network
 from wellposed.core.operators import Dense
 from wellposed.errors import ConfigError, NotCertifiableError
@@ -163,14 +163,10 @@ def _best_size(cell: LBENCell, network: Network) -> float:
     The matrix left over is concave in the multiple, and so is its smallest eigenvalue.
     """
 
-    def least(exponent: float) -> float:
-        return float(torch.linalg.eigvalsh(_left(cell, network, 2.0**exponent)[0])[0])
+    def lacking(exponent: float) -> float:
+        return -float(torch.linalg.eigvalsh(_left(cell, network, 2.0**exponent)[0])[0])
 
-    low, high, ratio = -_REACH, _REACH, (sqrt(5) - 1) / 2
-    for _ in range(_SECTIONS):
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        low, high = (low, right) if least(left) > least(right) else (left, high)
-    return 2.0 ** ((low + high) / 2)
+    return 2.0 ** golden_section(lacking, -_REACH, _REACH, _SECTIONS)
 
 
 def _left(cell: LBENCell, network: Network, size: float) -> tuple[Tensor, Tensor]:

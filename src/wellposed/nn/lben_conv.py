@@ -12,10 +12,8 @@ from wellposed.cells.lben_conv import LbenConv2d
 from wellposed.core.activations import Activation
 from wellposed.core.operators import Padding
 from wellposed.gradients.base import Gradient
-from wellposed.gradients.implicit import Implicit
 from wellposed.nn.equilibrium import Equilibrium
 from wellposed.solvers.base import Solver, Stopping
-from wellposed.solvers.splitting import PeacemanRachford
 
 
 @final
@@ -91,8 +89,8 @@ class LBENConv(nn.Module):
         self._owner = (cell,)
         self.layer = Equilibrium(
             cell,
-            solver=solver or PeacemanRachford(),
-            gradient=gradient or Implicit(),
+            solver=solver,
+            gradient=gradient,
             stopping=stopping,
             eval_stopping=eval_stopping,
         )

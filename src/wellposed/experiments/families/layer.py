@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, final
+from typing import Annotated, TypedDict, final
 
 from pydantic import AfterValidator, Field
 from torch import nn
@@ -10,8 +10,9 @@ from torch import nn
 from wellposed.cells.base import Cell
 from wellposed.core.activations import ACTIVATIONS
 from wellposed.experiments import names
+from wellposed.gradients.base import Gradient
 from wellposed.nn.equilibrium import Equilibrium
-from wellposed.solvers.base import Stopping
+from wellposed.solvers.base import Solver, Stopping
 from wellposed.training.settings import Settings
 
 Shape = tuple[int, int, int]
@@ -38,6 +39,15 @@ SolverName = Annotated[str, AfterValidator(_solver)]
 GradientName = Annotated[str, AfterValidator(_gradient)]
 
 
+class Options(TypedDict):
+    """The arguments of an equilibrium layer that a section says."""
+
+    solver: Solver | None
+    gradient: Gradient
+    stopping: Stopping
+    eval_stopping: Stopping
+
+
 @final
 class Solve(Settings):
     """How equilibria are found and differentiated.
@@ -56,16 +66,19 @@ class Solve(Settings):
     eval_rtol: float = Field(default=1e-5, gt=0, lt=1)
     max_evaluations: int = Field(default=1000, ge=1)
 
+    def options(self) -> Options:
+        """What the section says, for the layer."""
+        return Options(
+            solver=names.solver(self.solver),
+            gradient=names.gradient(self.gradient),
+            stopping=Stopping(self.train_rtol, max_evaluations=self.max_evaluations),
+            eval_stopping=Stopping(self.eval_rtol, max_evaluations=self.max_evaluations),
+        )
+
 
 def layer(cell: Cell, solve: Solve) -> Equilibrium:
     """The equilibrium layer of a cell with the solver, gradient and tolerances of a section."""
-    return Equilibrium(
-        cell,
-        solver=names.solver(solve.solver),
-        gradient=names.gradient(solve.gradient),
-        stopping=Stopping(solve.train_rtol, max_evaluations=solve.max_evaluations),
-        eval_stopping=Stopping(solve.eval_rtol, max_evaluations=solve.max_evaluations),
-    )
+    return Equilibrium(cell, **solve.options())
 
 
 def flat(dropout: float = 0.0) -> list[nn.Module]:

@@ -12,7 +12,6 @@ from wellposed.errors import ConfigError
 from wellposed.experiments import names
 from wellposed.experiments.families.layer import ActivationName, Shape, Solve, flat
 from wellposed.nn.lben import LBEN
-from wellposed.solvers.base import Stopping
 from wellposed.training.settings import Settings
 
 
@@ -54,10 +53,6 @@ def build(section: Lben, solve: Solve, shape: Shape, classes: int) -> list[nn.Mo
         margin=section.margin,
         skip=section.skip,
         activation=names.activation(section.activation),
-        solver=names.solver(solve.solver),
-        # the layer's own exact gradient solves its adjoint equation by another method
-        gradient=None if solve.gradient == "implicit" else names.gradient(solve.gradient),
-        stopping=Stopping(solve.train_rtol, max_evaluations=solve.max_evaluations),
-        eval_stopping=Stopping(solve.eval_rtol, max_evaluations=solve.max_evaluations),
+        **solve.options(),
     )
     return [*flat(section.dropout), network]

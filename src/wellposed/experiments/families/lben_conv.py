@@ -12,7 +12,6 @@ from wellposed.experiments.families.layer import ActivationName, Shape, Solve
 from wellposed.experiments.families.nemon_conv import pooled
 from wellposed.nn.lben_conv import LBENConv
 from wellposed.nn.stiefel import stiefel
-from wellposed.solvers.base import Stopping
 from wellposed.training.settings import Settings
 
 
@@ -71,11 +70,7 @@ def build(section: LbenConv, solve: Solve, shape: Shape, classes: int) -> list[n
         stride=section.stride,
         margin=section.margin,
         activation=names.activation(section.activation),
-        solver=names.solver(solve.solver),
-        # the layer's own exact gradient solves its adjoint equation by another method
-        gradient=None if solve.gradient == "implicit" else names.gradient(solve.gradient),
-        stopping=Stopping(solve.train_rtol, max_evaluations=solve.max_evaluations),
-        eval_stopping=Stopping(solve.eval_rtol, max_evaluations=solve.max_evaluations),
+        **solve.options(),
     )
     *front, last = pooled(section.outputs, list(network.cell.grid), section.pool, classes)
     assert isinstance(last, nn.Linear)
