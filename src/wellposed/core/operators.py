@@ -42,6 +42,11 @@ class Operator(ABC):
     def weight(self) -> Tensor:
         """The numbers that define the map."""
 
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """The tensors that `weight` is made of: itself, unless putting it together takes work."""
+        return (self.weight,)
+
     @abstractmethod
     def with_weight(self, weight: Tensor) -> Self:
         """The same structure with other numbers."""
@@ -161,6 +166,11 @@ class Dense(Operator):
     @override
     def weight(self) -> Tensor:
         return self.matrix
+
+    @property
+    @override
+    def leaves(self) -> tuple[Tensor, ...]:
+        return (self.matrix,) if self._parts is None else self._parts
 
     @override
     def with_weight(self, weight: Tensor) -> Dense:

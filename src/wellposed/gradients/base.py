@@ -47,7 +47,7 @@ class Problem:
         Inside a `torch.func` transform a tensor may be a dual number or a batch without saying so
         in `requires_grad`.
         """
-        tensors = self.map_.tensors
+        tensors = self.map_.leaves
         if any(map(wrapped, tensors)):
             return True
         return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wellposed.core.maps import LinearMap, Map
+from wellposed.core.linear_maps import LinearMap
+from wellposed.core.maps import Map
 from wellposed.core.peel import wrapped
 from wellposed.errors import ConfigError, HigherOrderError
 from wellposed.gradients.base import Problem, autocasting

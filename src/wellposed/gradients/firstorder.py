@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from wellposed.core.activations import ReLU
-from wellposed.core.maps import AffineMap, LinearMap, Map, Transpose, check_feedback
+from wellposed.core.linear_maps import LinearMap, Transpose
+from wellposed.core.maps import AffineMap, Map, check_feedback
 from wellposed.core.operators import Dense
 from wellposed.solvers.base import Solution, Stopping
 from wellposed.solvers.krylov import LinearSolver

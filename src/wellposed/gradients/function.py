@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp
 
-from wellposed.core.maps import AffineMap, LinearMap, Map
+from wellposed.core.linear_maps import LinearMap
+from wellposed.core.maps import AffineMap, Map
 from wellposed.core.peel import forward_mode, plain, transforming, wrapped
 from wellposed.errors import ConfigError, NonConvergenceWarning
 from wellposed.gradients.base import Problem, autocasting, steady_precision

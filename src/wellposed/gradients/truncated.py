@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from wellposed.core.maps import LinearMap
+from wellposed.core.linear_maps import LinearMap
 from wellposed.core.peel import plain
 from wellposed.errors import ConfigError
 from wellposed.gradients.base import Gradient, Problem, steady_precision

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from wellposed.core.maps import LinearMap, Map
+from wellposed.core.linear_maps import LinearMap
+from wellposed.core.maps import Map
 from wellposed.errors import ConfigError
 from wellposed.solvers.anderson import History, accelerate, check_window
 from wellposed.solvers.auto import STRIDE, observe

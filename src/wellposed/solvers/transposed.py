@@ -21,7 +21,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from wellposed.core.inverse import Inverse
-from wellposed.core.maps import LinearMap, Map
+from wellposed.core.linear_maps import LinearMap
+from wellposed.core.maps import Map
 from wellposed.solvers.base import Shared, Solution, Solver, Stopping, solve
 from wellposed.solvers.krylov import GMRES, LinearSolver
 from wellposed.solvers.splitting import PeacemanRachford, Reflected

@@ -85,3 +85,12 @@ def test_bad_shapes():
         Convolution(torch.ones(1, 1, 7, 7), (2, 2), "circular")
     with pytest.raises(ShapeError, match="divides"):
         Convolution(torch.ones(1, 1, 3, 3), (5, 5), "circular", 2)
+
+
+def test_parts_are_not_joined_by_who_asks_for_leaves():
+    rest, diagonal = torch.rand(3, 3).fill_diagonal_(0), torch.rand(3, requires_grad=True)
+    operator = Dense.of_parts(rest, diagonal)
+    assert operator.leaves == (rest, diagonal)
+    assert operator.weight.requires_grad
+    assert operator.leaves == (rest, diagonal)
+    assert Dense(rest).leaves == (rest,)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.func import vmap
 
-from wellposed.core.maps import LinearMap
+from wellposed.core.linear_maps import LinearMap
 from wellposed.solvers.anderson import Anderson
 from wellposed.solvers.base import Status, Stopping, rms
 from wellposed.solvers.bicgstab import BiCGSTAB
