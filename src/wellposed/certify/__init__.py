@@ -21,6 +21,7 @@ from wellposed.certify.affine import bound_l3 as bound_l3
 from wellposed.certify.affine import bound_l4 as bound_l4
 from wellposed.certify.box import EquilibriumBox as EquilibriumBox
 from wellposed.certify.box import equilibrium_box as equilibrium_box
+from wellposed.certify.chain import Chain as Chain
 from wellposed.certify.contraction import contraction as contraction
 from wellposed.certify.enclose import enclose as enclose
 from wellposed.certify.enclose import enclose_rule as enclose_rule
@@ -28,7 +29,6 @@ from wellposed.certify.lipschitz import Site as Site
 from wellposed.certify.lipschitz import infer_shape as infer_shape
 from wellposed.certify.lipschitz import lipschitz as lipschitz
 from wellposed.certify.lipschitz import lipschitz_rule as lipschitz_rule
-from wellposed.certify.majorant import Chain as Chain
 from wellposed.certify.majorant import Linear as Linear
 from wellposed.certify.majorant import Majorant as Majorant
 from wellposed.certify.majorant import Rearrangement as Rearrangement

@@ -7,10 +7,11 @@ from math import inf, ldexp, prod, sqrt
 import torch
 from torch import Tensor, nn
 
+from wellposed.certify.chain import two_norm
 from wellposed.certify.eclipse import WIDEST, worthwhile
 from wellposed.certify.ellipsoid import Weights
 from wellposed.certify.lipschitz import Site, majorise
-from wellposed.certify.majorant import Majorant, two_norm
+from wellposed.certify.majorant import Majorant
 from wellposed.certify.multipliers import chain_proof
 from wellposed.core.spectra import TINY, UNIT, outward, rounding
 from wellposed.errors import NotCertifiableError

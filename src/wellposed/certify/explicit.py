@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from wellposed.certify.box import value_slack
+from wellposed.certify.chain import Chain
 from wellposed.certify.enclose import enclose, enclose_rule
 from wellposed.certify.gain import Gain, gain_of
 from wellposed.certify.lipschitz import Site, infer_shape, lipschitz_rule
 from wellposed.certify.lower import Builder, Signal, lower_module, lower_rule
-from wellposed.certify.majorant import Chain, Linear, Majorant, Slopes
+from wellposed.certify.majorant import Linear, Majorant, Slopes
 from wellposed.certify.residual import Shortcut
 from wellposed.core.network import Network
 from wellposed.core.sets import Box

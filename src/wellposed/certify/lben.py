@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from wellposed.certify.chain import Chain
 from wellposed.certify.enclose import enclose, enclose_rule
 from wellposed.certify.explicit import bare_linear
 from wellposed.certify.gain import Gain, gain_of
@@ -12,7 +13,7 @@ from wellposed.certify.guard import check_owner
 from wellposed.certify.linear import linear_part
 from wellposed.certify.lipschitz import Site, infer_shape, lipschitz_rule, majorise
 from wellposed.certify.lower import Builder, Signal, lower_module, lower_rule
-from wellposed.certify.majorant import Chain, Linear, Majorant
+from wellposed.certify.majorant import Linear, Majorant
 from wellposed.core.network import Network
 from wellposed.core.sets import Box
 from wellposed.core.spectra import UNIT

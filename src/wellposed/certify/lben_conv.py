@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 
 from wellposed.cells.lben_conv import LbenConv2d
+from wellposed.certify.chain import Chain
 from wellposed.certify.enclose import enclose, enclose_rule
 from wellposed.certify.guard import check_genuine, check_owner, refuse
 from wellposed.certify.linear import linear_part
 from wellposed.certify.lipschitz import Site, infer_shape, lipschitz_rule
 from wellposed.certify.loop import Loop
 from wellposed.certify.lower import Builder, Signal, lower_module, lower_rule
-from wellposed.certify.majorant import Chain, Linear, Majorant
+from wellposed.certify.majorant import Linear, Majorant
 from wellposed.certify.monotone import two_norm_gain, two_norm_majorant
 from wellposed.core.sets import Box
 from wellposed.errors import NotCertifiableError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, singledispatch
-from math import inf, sqrt
+from math import frexp, inf, nextafter, sqrt
 from typing import Any, final
 
 import torch
@@ -196,7 +196,15 @@ def spectral_norm(weight: Tensor) -> float:
         weight = weight.mT
     frobenius = float(weight.square().sum()) * (1 + 2 * rounding(weight.numel()))
     if not 1e-200 < frobenius < 1e200:
-        return sqrt(frobenius) * (1 + 4 * UNIT) + 1e-100 if frobenius < inf else inf
+        top = float(weight.abs().max())
+        if not 0 < top < inf:
+            return 0.0 if top == 0 else inf
+        # a power of two changes no digits; what it may push below the smallest number is nothing
+        # beside the largest entry
+        exponent = frexp(top)[1]
+        half = exponent // 2
+        size = spectral_norm(weight * 2.0**-half * 2.0 ** (half - exponent))
+        return nextafter(size * 2.0**half * 2.0 ** (exponent - half) * (1 + 4 * UNIT), inf)
     m, n = weight.shape
     gram = weight.mT @ weight
     size = float(torch.linalg.matrix_norm(weight, ord=2))

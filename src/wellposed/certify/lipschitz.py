@@ -11,9 +11,10 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor, nn
 
+from wellposed.certify.chain import Chain
 from wellposed.certify.enclose import enclose
 from wellposed.certify.guard import check_genuine, refuse
-from wellposed.certify.majorant import Chain, Majorant, Slopes
+from wellposed.certify.majorant import Majorant, Slopes
 from wellposed.certify.measuring import METHODS, Method, measure, parts
 from wellposed.certify.typed import Mixed, NormName, Pair
 from wellposed.core.norms import MaxNorm, Norm, OneNorm, TwoNorm
@@ -96,7 +97,8 @@ def lipschitz(
 ) -> Certificate:
     """A proved bound ``||f(x) - f(x')||_out <= L ||x - x'||_in`` for all inputs, or on a box.
 
-    Every module contributes a componentwise bound; these are composed by propagating one vector
+    Linear modules in a row are multiplied, as far as the product is small enough to form. Every part
+    contributes a componentwise bound; these are composed by propagating one vector
     (max norm), one covector (1-norm) or both (2-norm), which is never worse than multiplying norms.
     For the 2-norm the product of the modules' own bounds is tried as well, and for chains of layers
     with matrices of at most 1024 outputs the signed weights with the slopes of the activations

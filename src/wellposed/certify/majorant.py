@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from math import inf, prod, sqrt
+from math import inf, prod
 from typing import ClassVar, final
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -22,8 +21,9 @@ from typing_extensions import override
 
 from wellposed.certify.eclipse import LARGEST, WIDEST
 from wellposed.certify.ellipsoid import Opaque, Slope, Step, Weights
-from wellposed.certify.multipliers import chain_gain
-from wellposed.core.spectra import UNIT, collatz, outward, rounding
+from wellposed.core.spectra import UNIT, outward, rounding
+
+_ALIKE = 1e-12  # relative width of an interval of quotients that stands for one number
 
 
 class Majorant(ABC):
@@ -59,6 +59,23 @@ class Majorant(ABC):
     def steps(self) -> tuple[Step, ...] | None:
         """What is known of ``J`` beyond its absolute value; `None` if nothing is."""
         return None
+
+    @property
+    def linear(self) -> bool:
+        """Whether ``J`` is within rounding of one matrix for all pairs, known with its signs."""
+        return False
+
+    def pull(self, rows: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+        """Covectors through the transpose of ``J``, if it is `linear`.
+
+        Args:
+            rows: Shape (batch, *out).
+            error: Bound of their distance from the covectors that are meant, entry by entry.
+
+        Returns:
+            ``J^T rows`` and such a bound, of shape (batch, *in).
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not known as one matrix")
 
     @property
     def summands(self) -> tuple[Majorant, ...]:
@@ -108,6 +125,22 @@ class Slopes(Majorant):
 
     @property
     @override
+    def linear(self) -> bool:
+        if self._quotients is None:
+            return False
+        low, high = (torch.as_tensor(end, dtype=torch.float64) for end in self._quotients)
+        return bool((high - low <= _ALIKE * self._slope).all())
+
+    @override
+    def pull(self, rows: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+        assert self._quotients is not None
+        low, high = (torch.as_tensor(end, dtype=torch.float64) for end in self._quotients)
+        middle = (low + high) / 2
+        out, spread = rows * middle, (high - low) / 2 + 2 * UNIT * self._slope
+        return out, outward(error * self._slope + rows.abs() * spread, 4)
+
+    @property
+    @override
     def spectral(self) -> float:
         return float(self._slope.max())
 
@@ -147,6 +180,15 @@ class Rearrangement(Majorant):
     @override
     def adjoint(self, c: Tensor) -> Tensor:
         return c.reshape(len(c), *self.in_shape)
+
+    @property
+    @override
+    def linear(self) -> bool:
+        return True
+
+    @override
+    def pull(self, rows: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+        return self.adjoint(rows), self.adjoint(error)
 
     @property
     @override
@@ -200,10 +242,23 @@ class Linear(Majorant):
 
     @override
     def adjoint(self, c: Tensor) -> Tensor:
+        return outward(self._transposed(self._absolute, c), self._terms)
+
+    @property
+    @override
+    def linear(self) -> bool:
+        return self._signed is not None
+
+    @override
+    def pull(self, rows: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+        assert self._signed is not None
+        gamma = 2 * rounding(self._terms + 8)
+        return self._transposed(self._signed, rows), self.adjoint(error + gamma * rows.abs())
+
+    def _transposed(self, apply: Callable[[Tensor], Tensor], c: Tensor) -> Tensor:
         with torch.enable_grad():
             point = torch.zeros(len(c), *self.in_shape, dtype=torch.float64, requires_grad=True)
-            (pulled,) = torch.autograd.grad(self._absolute(point), point, c)
-        return outward(pulled, self._terms)
+            return torch.autograd.grad(apply(point), point, c)[0]
 
     @property
     @override
@@ -225,94 +280,3 @@ class Linear(Majorant):
     @override
     def rule(self) -> str:
         return "absolute weights of a linear map"
-
-
-@final
-class Chain(Majorant):
-    """Functions applied one after the other."""
-
-    def __init__(self, links: list[Majorant], shape: tuple[int, ...]) -> None:
-        super().__init__(shape, links[-1].out_shape if links else shape)
-        self.links = links
-        names = [name for link in links for name in link.assumes]
-        self.assumes = tuple(dict.fromkeys(names))
-
-    @override
-    def apply(self, v: Tensor) -> Tensor:
-        for link in self.links:
-            v = link.apply(v)
-        return v
-
-    @override
-    def adjoint(self, c: Tensor) -> Tensor:
-        for link in reversed(self.links):
-            c = link.adjoint(c)
-        return c
-
-    @property
-    @override
-    def spectral(self) -> float:
-        return product([two_norm(link) for link in self.links])
-
-    @property
-    @override
-    def steps(self) -> tuple[Step, ...]:
-        found: list[Step] = []
-        for link in self.links:
-            own = link.steps
-            found += [Opaque(two_norm(link), prod(link.out_shape))] if own is None else own
-        return tuple(found)
-
-    @property
-    @override
-    def rule(self) -> str:
-        return "composition of componentwise bounds"
-
-
-def product(factors: list[float]) -> float:
-    """The product of nonnegative numbers, rounded up; zero times infinity is infinity."""
-    return inf if inf in factors else prod(factors) * (1 + 2 * UNIT * len(factors))
-
-
-def max_norm(majorant: Majorant) -> float:
-    """Upper bound of ``||J||`` in the max norm: largest row sum."""
-    ones = torch.ones(1, *majorant.in_shape, dtype=torch.float64)
-    return _largest(majorant.apply(ones))
-
-
-def one_norm(majorant: Majorant) -> float:
-    """Upper bound of ``||J||`` in the 1-norm: largest column sum, by pulling a covector back."""
-    ones = torch.ones(1, *majorant.out_shape, dtype=torch.float64)
-    return _largest(majorant.adjoint(ones))
-
-
-def two_norm(majorant: Majorant) -> float:
-    """Upper bound of ``||J||_2``: the best of `spectral`, `singular` and a chain's `chain_gain`."""
-    known = _TWO_NORMS.get(majorant)
-    if known is None:
-        known = min(majorant.spectral, singular(majorant))
-        if isinstance(majorant, Chain) and known > 0:
-            known = min(known, chain_gain(prod(majorant.in_shape), majorant.steps))
-        _TWO_NORMS[majorant] = known
-    return known
-
-
-# majorants do not change
-_TWO_NORMS: WeakKeyDictionary[Majorant, float] = WeakKeyDictionary()
-
-
-def singular(majorant: Majorant, steps: int = 60) -> float:
-    """Upper bound of ``|| |J| ||_2``.
-
-    If ``adjoint(apply(w)) <= t w`` for some ``w > 0``, then ``|J|^T |J| w <= t w``, hence
-    ``||J||_2 <= || |J| ||_2 <= sqrt(t)`` (Collatz and Wielandt); with ``w`` all ones that is
-    at most Schur's ``sqrt(||J||_1 ||J||_inf)``.
-    """
-    start = torch.ones(1, *majorant.in_shape, dtype=torch.float64)
-    found = collatz(lambda w: majorant.adjoint(majorant.apply(w)), start, steps, rtol=1e-3)
-    schur = max_norm(majorant) * one_norm(majorant)
-    return sqrt(min(found.factor, schur)) * (1 + 8 * UNIT)
-
-
-def _largest(bound: Tensor) -> float:
-    return float(bound.nan_to_num(nan=inf).max()) if bound.numel() else 0.0

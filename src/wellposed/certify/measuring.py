@@ -7,17 +7,10 @@ from dataclasses import dataclass
 from math import inf, prod
 from typing import Literal, final
 
+from wellposed.certify.chain import Chain, flat, max_norm, one_norm, product, singular, two_norm
 from wellposed.certify.eclipse import Proof, Scaled, best_proposal, prove, worthwhile
 from wellposed.certify.lipsdp import lipsdp
-from wellposed.certify.majorant import (
-    Chain,
-    Majorant,
-    max_norm,
-    one_norm,
-    product,
-    singular,
-    two_norm,
-)
+from wellposed.certify.majorant import Majorant
 from wellposed.certify.multipliers import chain_proof
 from wellposed.certify.typed import (
     CLOSED,
@@ -27,7 +20,6 @@ from wellposed.certify.typed import (
     Pair,
     Route,
     best_route,
-    flat,
     part_norm,
 )
 from wellposed.core.records import Certificate

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from wellposed.cells.base import AffineCell
+from wellposed.certify.chain import Chain
 from wellposed.certify.frequencies import Outputs, Symbols
 from wellposed.certify.gain import Gain, Gains2, gain_of
 from wellposed.certify.guard import check_genuine, refuse
 from wellposed.certify.linear import spectral_norm
 from wellposed.certify.lipschitz import lipschitz_rule
 from wellposed.certify.loop import Loop, explicit_weights
-from wellposed.certify.majorant import Chain, Majorant, Rearrangement
+from wellposed.certify.majorant import Majorant, Rearrangement
 from wellposed.certify.wellposed import (
     Wellposed,
     check_slopes,

@@ -8,11 +8,12 @@ from typing import final
 from torch import Tensor
 from typing_extensions import override
 
+from wellposed.certify.chain import two_norm
 from wellposed.certify.enclose import enclose, enclose_rule
 from wellposed.certify.guard import refuse
 from wellposed.certify.lipschitz import Site, infer_shape, lipschitz_rule, majorise
 from wellposed.certify.lower import Builder, Signal, lower_module, lower_rule
-from wellposed.certify.majorant import Majorant, two_norm
+from wellposed.certify.majorant import Majorant
 from wellposed.core.sets import Box
 from wellposed.core.spectra import UNIT, outward
 from wellposed.errors import ShapeError

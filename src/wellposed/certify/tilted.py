@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from wellposed.certify.chain import two_norm
 from wellposed.certify.enclose import enclose, enclose_rule
 from wellposed.certify.linear import linear_part, spectral_norm
 from wellposed.certify.lipschitz import Site, infer_shape, lipschitz_rule, majorise
-from wellposed.certify.majorant import Linear, Majorant, two_norm
+from wellposed.certify.majorant import Linear, Majorant
 from wellposed.core.sets import Box
 from wellposed.core.spectra import UNIT, outward, rounding
 from wellposed.errors import ShapeError

@@ -17,15 +17,9 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
+from wellposed.certify.chain import Chain, core, flat, max_norm, one_norm, product, two_norm
 from wellposed.certify.eclipse import Proof, worthwhile
-from wellposed.certify.majorant import (
-    Chain,
-    Majorant,
-    max_norm,
-    one_norm,
-    product,
-    two_norm,
-)
+from wellposed.certify.majorant import Majorant
 from wellposed.certify.multipliers import chain_proof
 from wellposed.core.spectra import UNIT, outward, rounding
 from wellposed.errors import ConfigError, NotCertifiableError
@@ -52,7 +46,8 @@ class Leg:
         target: Norm in which it gives them.
         bound: Its own bound.
         rule: What proved it, or which factor was paid.
-        links: Parts of the network that it spans, first and behind the last.
+        links: Parts of the network that it spans, first and behind the last; linear parts in a
+            row count as one.
     """
 
     source: NormName
@@ -83,13 +78,6 @@ class Route:
         return ", ".join(f"{leg.source}->{leg.target}" for leg in self.legs) or "identity"
 
 
-def flat(majorant: Majorant) -> list[Majorant]:
-    """The parts of a sequence, nested ones included."""
-    if not isinstance(majorant, Chain):
-        return [majorant]
-    return [leaf for link in majorant.links for leaf in flat(link)]
-
-
 @torch.no_grad()
 def best_route(
     majorant: Majorant,
@@ -112,7 +100,8 @@ def best_route(
         ConfigError: `chain` has another length than there are parts to measure.
         NotCertifiableError: The norms do not fit, and nothing may be paid.
     """
-    links = flat(majorant)
+    # what is asked for part by part is measured part by part
+    links = flat(majorant) if chain is not None else core(majorant)
     demands = _demands(links, chain)
     at: dict[NormName, Route] = {source: Route(1.0, ())}
     _settle(at, prod(majorant.in_shape), 0, mixed)
