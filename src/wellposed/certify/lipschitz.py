@@ -97,9 +97,9 @@ def lipschitz(
 ) -> Certificate:
     """A proved bound ``||f(x) - f(x')||_out <= L ||x - x'||_in`` for all inputs, or on a box.
 
-    Linear modules in a row are multiplied, as far as the product is small enough to form. Every part
-    contributes a componentwise bound; these are composed by propagating one vector
-    (max norm), one covector (1-norm) or both (2-norm), which is never worse than multiplying norms.
+    Linear modules in a row are multiplied, as far as the product is small enough to form. Every
+    part contributes a componentwise bound; these are composed by propagating one vector (max norm),
+    one covector (1-norm) or both (2-norm), which is never worse than multiplying norms.
     For the 2-norm the product of the modules' own bounds is tried as well, and for chains of layers
     with matrices of at most 1024 outputs the signed weights with the slopes of the activations
     (`wellposed.certify.ellipsoid`). Between two norms the best sequence of norms held between the
