@@ -20,7 +20,7 @@ from wellposed.core.schatten import gradient_distance, schatten_excess, schatten
 from wellposed.core.warm import WarmNorm
 from wellposed.nn.rescale import spectral_rescale
 
-CHANNELS, SIDE = 64, 32
+CHANNELS, WIDE, SIDE = 64, 128, 32
 VIOLATIONS = 2500
 PADDED = 1000
 GAUSSIANS = 1000
@@ -87,6 +87,13 @@ def _convolution(report: Report, kernel: Tensor) -> None:
     ]  # fmt: skip
     for what, action, metric in rows:
         report.row(what, report.metrics[metric], 1e3 * cpu_seconds(action, repeats=2))
+    wide = Convolution(torch.randn(WIDE, WIDE, 3, 3), image, "circular")
+    norm = operator_norm(wide, method="exact").upper
+    excess = gram_norm_bracket(wide, steps=6).upper / norm - 1
+    report.metrics[f"gram_6_error_{WIDE}"] = excess
+    seconds = cpu_seconds(lambda: operator_norm(wide, method="exact"), repeats=2)
+    report.row(f"{WIDE} channels: Gram, 6 steps: over the norm; time of the norm", excess,
+               1e3 * seconds)  # fmt: skip
 
 
 @torch.no_grad()
