@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, final
 
+from wellposed.experiments.alike import entry_at
 from wellposed.experiments.certificates import NORMS
 from wellposed.experiments.summary import job_metrics
 from wellposed.experiments.workspace import Job
@@ -35,12 +36,16 @@ class Figures:
     methods: dict[str, str]
 
 
-def figures(job: Job, radii: dict[str, list[float]]) -> Figures:
+def figures(
+    job: Job, radii: dict[str, list[float]], alike: dict[str, Any] | None = None
+) -> Figures:
     """Read the files of a job.
 
     Args:
         job: Finished.
         radii: By norm.
+        alike: Robustness under the budget of the comparison, which then is shown instead of what
+            the run measured.
     """
     out = Figures({}, {}, {})
     metrics = job_metrics(job)
@@ -62,6 +67,9 @@ def figures(job: Job, radii: dict[str, list[float]]) -> Figures:
         _put(out, f"lipschitz_{norm}_attacked", attacked, unasked)
     for norm, values in radii.items():
         for radius in values:
+            if alike is not None:
+                _put_entry(out, alike, norm, radius)
+                continue
             _robust(out, job, metrics, refused, norm=norm, radius=radius)
     return out
 
@@ -135,6 +143,16 @@ def _certified(
         share = max(a for _, a in beyond)
         found.append((share, f"Lipschitz margins on {curve.get('samples', 0):,} images"))
     return max(found) if found else None
+
+
+def _put_entry(out: Figures, alike: dict[str, Any], norm: str, radius: float) -> None:
+    entry = entry_at(alike, norm, radius)
+    assert entry is not None
+    out.values[f"attacked_{norm}@{radius:g}"] = entry["attacked"]
+    key = f"certified_{norm}@{radius:g}"
+    _put(out, key, entry["certified"], entry["refused"])
+    if entry["certified"] is not None:
+        out.methods[key] = entry["method"]
 
 
 def _put(out: Figures, key: str, value: float | None, why: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any, final
 from wellposed.core.records import Environment
 from wellposed.errors import ConfigError, DataError
 from wellposed.experiments import families
+from wellposed.experiments.alike import Alike, measured
 from wellposed.experiments.beside import Figures, figures, radii_of
 from wellposed.experiments.summary import over_seeds
 from wellposed.experiments.workspace import Job, Workspace
@@ -37,7 +38,11 @@ class Radii:
 
 
 def compare(
-    folders: Sequence[Path], name: str | None = None, radii: Radii | None = None, command: str = ""
+    folders: Sequence[Path],
+    name: str | None = None,
+    radii: Radii | None = None,
+    command: str = "",
+    alike: Alike | None = None,
 ) -> dict[str, Any]:
     """The figures of all networks of several run folders, ready for JSON and for the report.
 
@@ -46,6 +51,8 @@ def compare(
         name: Of the comparison; by default ``compare-<data>``.
         radii: Where robustness is compared; by default those that most networks have.
         command: How the user started it.
+        alike: Budget under which robustness is measured anew, the same for all; `None` takes what
+            each run measured under its own.
 
     Raises:
         ConfigError: A folder is no run folder, is named twice, or was not finished.
@@ -65,7 +72,7 @@ def compare(
         "max": usual["max"] if asked.max is None else list(asked.max),
         "2": usual["2"] if asked.two is None else list(asked.two),
     }
-    rows = [row for work, mine in jobs for row in _rows(work, mine, chosen)]
+    rows = [row for work, mine in jobs for row in _rows(work, mine, chosen, alike)]
     first = works[0]
     return {
         "name": name or f"compare-{first.config.data.name}",
@@ -74,7 +81,8 @@ def compare(
         "seeds": sorted({seed for work in works for seed in work.config.seeds}),
         "data": {"name": first.config.data.name, **_digests(first)},
         "radii": chosen,
-        "warnings": _warnings(works),
+        "budget": "" if alike is None else str(alike),
+        "warnings": _warnings(works, attacks=alike is None),
         "rows": rows,
         "metrics": {
             f"{row['label']}/{key}": value for row in rows for key, value in row["values"].items()
@@ -83,13 +91,14 @@ def compare(
 
 
 def _rows(
-    work: Workspace, jobs: Sequence[Job], radii: dict[str, list[float]]
+    work: Workspace, jobs: Sequence[Job], radii: dict[str, list[float]], alike: Alike | None
 ) -> list[dict[str, Any]]:
     names = dict.fromkeys(job.name for job in jobs)
     out: list[dict[str, Any]] = []
     for variant in names:
         mine = [job for job in jobs if job.name == variant]
-        found = [figures(job, radii) for job in mine]
+        same = [None if alike is None else measured(work, job, radii, alike) for job in mine]
+        found = [figures(job, radii, one) for job, one in zip(mine, same, strict=True)]
         values, missing, methods = _over_seeds(found)
         run = work.folder.resolve().name
         out.append(
@@ -203,7 +212,7 @@ def _check_data(works: Sequence[Workspace]) -> None:
             )
 
 
-def _warnings(works: Sequence[Workspace]) -> list[str]:
+def _warnings(works: Sequence[Workspace], *, attacks: bool) -> list[str]:
     """What differs between runs and changes the figures without making them incomparable."""
     out: list[str] = []
     settings: dict[str, list[Any]] = {
@@ -211,11 +220,14 @@ def _warnings(works: Sequence[Workspace]) -> list[str]:
         "images held out of training": [w.config.data.validation for w in works],
         "training images": [w.config.data.train_limit or "all" for w in works],
         "threads": [w.config.threads for w in works],
-        "attacked images": [w.config.attacks.samples for w in works],
-        "steps of the attack": [w.config.attacks.steps for w in works],
-        "restarts of the attack": [w.config.attacks.restarts for w in works],
         "processor": [_processor(w) for w in works],
     }
+    if attacks:
+        settings |= {
+            "attacked images": [w.config.attacks.samples for w in works],
+            "steps of the attack": [w.config.attacks.steps for w in works],
+            "restarts of the attack": [w.config.attacks.restarts for w in works],
+        }
     for what, values in settings.items():
         if len({str(value) for value in values}) > 1:
             told = "; ".join(

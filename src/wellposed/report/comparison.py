@@ -37,6 +37,7 @@ def render(content: dict[str, Any]) -> str:
         title=content["name"],
         headline=headline(content),
         warnings=content["warnings"],
+        budget=content.get("budget", ""),
         tables=[
             _table("Accuracy and cost", COST, [_cost(row) for row in rows]),
             _table("Lipschitz bounds", BOUNDS, [_bounds(row) for row in rows]),
@@ -152,6 +153,8 @@ def _robust(content: dict[str, Any], norm: str) -> dict[str, Any]:
             cells += [proved, shown(row, f"attacked_{at}", share=True)]
     note = "; ".join(f"{letter}: {method}" for method, letter in letters.items())
     note = f"Certified by {note}." if note else ""
+    if content.get("budget", ""):
+        note = f"{note} All networks: {content['budget']}.".strip()
     return _table(f"Robust accuracy, {NAMES[norm]}", head, rows, note)
 
 

@@ -11,8 +11,10 @@ from verified_run import make_work
 from wellposed.cli import app
 from wellposed.errors import ConfigError, DataError
 from wellposed.experiments import steps
+from wellposed.experiments.alike import Alike
 from wellposed.experiments.compare import Radii, compare
 from wellposed.experiments.config import parse
+from wellposed.experiments.workspace import Workspace
 from wellposed.report.comparison import readable, render
 
 FIGURES = {
@@ -210,3 +212,59 @@ def test_sections():
         parse({"verified": {"radii": (0.1, 0.1)}})
     with pytest.raises(ConfigError, match=r"attacks\.radii"):
         parse({"attacks": {"radii": (0.2, 0.1)}})
+
+
+def copied(works, root, monkeypatch):
+    """Copies of run folders which, opened, see the made-up images."""
+    parts = {work.folder.name: work.parts for work in works}
+    whole = Workspace.open
+
+    def opened(folder, *rest):
+        work = whole(folder, *rest)
+        work.__dict__["parts"] = parts[folder.name]
+        return work
+
+    monkeypatch.setattr(Workspace, "open", staticmethod(opened))
+    return [Path(shutil.copytree(w.folder, root / w.folder.name)) for w in works]
+
+
+def test_networks_are_measured_alike(runs, tmp_path, monkeypatch, capsys):
+    copies = copied(runs, tmp_path, monkeypatch)
+    budget = Alike(samples=6, steps=3, seconds=0.2)
+    radii = Radii([0.05], [0.1])
+    content = compare(copies, radii=radii, alike=budget)
+    rows = {row["label"]: row for row in content["rows"]}
+    for row in rows.values():
+        for at in ("max@0.05", "2@0.1"):
+            attacked = row["values"][f"attacked_{at}"]
+            if f"certified_{at}" in row["values"]:
+                assert row["values"][f"certified_{at}"] <= attacked
+            else:
+                assert "PositiveConcaveCell" in row["missing"][f"certified_{at}"]
+    methods = {label: row["methods"].get("certified_max@0.05") for label, row in rows.items()}
+    assert methods["one: nemon"] == "verification"
+    assert methods["two"] == "boxes"  # verification has no rule for it
+    assert "6 test images, 3 gradient steps" in render(content)
+    assert "withstand" in capsys.readouterr().out
+    compare(copies, radii=radii, alike=budget)
+    assert "withstand" not in capsys.readouterr().out  # what was measured is read
+    compare(copies, radii=Radii([0.05], [0.1, 0.2]), alike=budget)
+    assert capsys.readouterr().out.count("withstand") == 3  # and what was not is added
+    compare(copies, radii=radii, alike=Alike(samples=6, steps=4, seconds=0.2))
+    assert capsys.readouterr().out.count("withstand") == 6
+
+
+def test_tiny_radii_are_proved_and_huge_ones_are_not(runs, tmp_path, monkeypatch):
+    copies = copied(runs[:1], tmp_path, monkeypatch)
+    content = compare(copies, radii=Radii([1e-6, 0.99], []), alike=Alike(samples=6, steps=5))
+    for row in content["rows"]:
+        values = row["values"]
+        clean = values["attacked_max@1e-06"]
+        assert values["certified_max@1e-06"] == clean
+        assert values["certified_max@0.99"] <= values["attacked_max@0.99"] <= clean
+
+
+@pytest.mark.parametrize("given", [{"samples": 0}, {"steps": 0}, {"seconds": -1.0}])
+def test_common_budgets_are_checked(given):
+    with pytest.raises(ConfigError, match="not one"):
+        Alike(**given)
