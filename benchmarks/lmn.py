@@ -1,8 +1,10 @@
 """Monotone Lipschitz networks: published and honest protocols side by side, and chains of norms.
 
 *Published protocol*: epoch and threshold are the best ones on the test part. *Last epoch*: the same
-networks at their last epoch and threshold 0. *Honest*: `lmn_honest`. How much the published choice
-gives away is measured inside the training part, where its folds stand in for the test part.
+networks at their last epoch and threshold 0. *Honest*: that of `wellposed run` on a table, with the
+recipes and seeds of `configs/monotone-*.toml`, all seeds trained side by side. How much the
+published choice gives away is measured inside the training part, where its folds stand in for the
+test part.
 """
 
 from __future__ import annotations
@@ -12,32 +14,27 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from benchmarks.common import Report, note
+from benchmarks.common import ROOT, Report, note
 from benchmarks.lmn_chains import chains
-from benchmarks.lmn_honest import FOLDS, Task, folds, fronts, honest
-from benchmarks.lmn_training import Recipe, area, best_threshold, fit
 from wellposed.data.tabular import TabularSet, has_table, load_table
+from wellposed.experiments.tables.config import TableConfig, load_table_config
+from wellposed.experiments.tables.protocol import folds, fronts, honest
+from wellposed.experiments.tables.task import Task, area
+from wellposed.training.side_by_side import fit_side_by_side
+from wellposed.training.table_recipe import TableRecipe
 
 PUBLISHED = {
-    "heart": Recipe((4, 4), lr=2e-3, epochs=300),
-    "auto_mpg": Recipe((8, 8), lr=1e-2, batch=64, epochs=1000),
+    "heart": TableRecipe(hidden=(4, 4), lr=2e-3, epochs=300),
+    "auto_mpg": TableRecipe(hidden=(8, 8), lr=1e-2, batch=64, epochs=1000),
     # 400 epochs at five times the published rate instead of 2,000
-    "compas": Recipe((2, 2), lipschitz=1.3**3, lr=1e-3, batch=256, epochs=400),
+    "compas": TableRecipe(hidden=(2, 2), lipschitz=1.3**3, lr=1e-3, batch=256, epochs=400),
 }
-# chosen, like what stands in them, by cross-validation on training parts
-OURS = {
-    "heart": (
-        Recipe((16, 16), lipschitz=0.35, free=3.0, knots=4, lr=2e-2, average=0.95),
-        Recipe((16, 16), lipschitz=0.3, free=3.0, lr=5e-3),
-    ),
-    "auto_mpg": (Recipe((32, 32), lipschitz=0.3, free=3.0, batch=64, average=0.99),),
-    "compas": (
-        Recipe((16, 16), lipschitz=2.0, knots=8, lr=5e-3, batch=256, epochs=60, average=0.99),
-        Recipe((16, 16), lipschitz=1.0, knots=8, lr=5e-3, batch=256, epochs=60, average=0.99),
-    ),
-}
-SEEDS = {"heart": 10, "auto_mpg": 10, "compas": 5}
 TARGET = {"heart": (0.896, "accuracy"), "auto_mpg": (7.58, "mse"), "compas": (0.693, "accuracy")}
+
+
+def configuration(name: str) -> TableConfig:
+    """What `wellposed run` does with a set: recipes, protocol and seeds."""
+    return load_table_config(ROOT / "configs" / f"monotone-{name.replace('_', '-')}.toml")
 
 
 def tasks(name: str, seeds: int) -> list[Task]:
@@ -69,7 +66,8 @@ def published(
         truth = [t.y[held] for t, (_, held) in zip(every, rows, strict=True)]
         own = [x[kept] for x, (kept, _) in zip(own, rows, strict=True)]
     x, seen = torch.stack(own), torch.stack(views)
-    (said,) = fit(recipe, signs, x, torch.stack(y), [seen], every[0].loss, seed=0).said
+    fitted = fit_side_by_side(recipe, signs, x, torch.stack(y), [seen], loss=every[0].loss, seed=0)
+    (said,) = fitted.said
     best, last = list[float](), list[float]()
     for k, task in enumerate(every):
         marks = task.marks(said[:, k], truth[k]).mean(1)
@@ -81,9 +79,26 @@ def published(
     return best, last
 
 
+def best_threshold(said: Tensor, y: Tensor) -> tuple[float, float]:
+    """Threshold of a logit with the highest accuracy, and that accuracy; middle of the best ones.
+
+    Args:
+        said: Logits, shape (n,).
+        y: 0 or 1.
+    """
+    values, order = said.sort()
+    labels = y[order]
+    right = torch.cat([labels.sum()[None], labels.sum() + (1 - 2 * labels).cumsum(0)]) / len(y)
+    cuts = torch.cat([values[:1] - 1, (values[1:] + values[:-1]) / 2, values[-1:] + 1])
+    best = (right >= right.max() - 1e-9).nonzero().flatten()
+    k = int(best[(cuts[best] - cuts[best].median()).abs().argmin()])
+    return float(cuts[k]), float(right[k])
+
+
 def given_away(name: str, task: Task) -> list[float]:
     """What the published choice of epoch and threshold gains on each fold of the training part."""
-    best, last = published(name, [task] * FOLDS, folds(len(task.x), 0))
+    rows = folds(len(task.x), 0)
+    best, last = published(name, [task] * len(rows), rows)
     return [abs(b - a) for a, b in zip(best, last, strict=True)]
 
 
@@ -101,9 +116,9 @@ def shown(values: dict[str, float]) -> str:
 def larger(report: Report) -> None:
     """Blog feedback, lending and the synthetic trigger: three seeds, inner validation."""
     recipes = {
-        "blog_feedback": Recipe((8,), lipschitz=0.1, lr=2e-3, batch=256, epochs=30),
-        "lending": Recipe((16, 16), lr=5e-3, batch=512, epochs=15, cosine=True),
-        "toy_trigger": Recipe((20, 20), lipschitz=2.0, lr=1e-2, batch=512, epochs=12, cosine=True),
+        "blog_feedback": TableRecipe(hidden=(8,), lipschitz=0.1, lr=2e-3, batch=256, epochs=30),
+        "lending": TableRecipe(hidden=(16, 16), lr=5e-3, batch=512, epochs=15, cosine=True),
+        "toy_trigger": configuration("toy").recipes[0],
     }
     for name, recipe in recipes.items():
         if not has_table(name):
@@ -120,7 +135,8 @@ def larger(report: Report) -> None:
             own, tests = layers(task.x.float()), layers(task.x_test.float())
             views = [own[held], tests]
             x, y = own[kept][None], task.y[kept][None]
-            said, tested = fit(recipe, signs, x, y, views, task.loss, seed).said
+            fitted = fit_side_by_side(recipe, signs, x, y, views, loss=task.loss, seed=seed)
+            said, tested = fitted.said
             look = int(task.losses(said[:, 0], task.y[held]).mean(1).argmin())
             chosen = tested[look, 0]
             right = task.score(chosen) ** 0.5 if task.regression else area(chosen, task.y_test)
@@ -151,8 +167,9 @@ def run() -> None:
         if not has_table(name):
             note(f"`{name}` is not there: its rows are left out")
             continue
-        every = tasks(name, SEEDS[name])
-        ours = honest(OURS[name], every)
+        config = configuration(name)
+        every = tasks(name, len(config.seeds))
+        ours = honest(config.recipes, every, config.protocol)
         for one in ours:
             note(f"{name}: {one}")
         found = [

@@ -46,5 +46,12 @@ def report(run: Path) -> None:
         run: A run folder.
     """
     from wellposed.experiments import steps
+    from wellposed.experiments.tables.config import is_table_file
+    from wellposed.experiments.tables.run import report as table_report
+    from wellposed.experiments.tables.workspace import TableWorkspace
 
+    path = run / "config.toml"
+    if path.is_file() and is_table_file(path):
+        table_report(TableWorkspace.open(run))
+        return
     steps.report(opened(run))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wellposed.cli.shared import Flags, configured
+from wellposed.cli.shared import Flags, configured, configured_table
 
 
 def run(
@@ -17,6 +17,9 @@ def run(
     record: bool = False,
 ) -> None:
     """Train, certify, attack, audit and report an experiment.
+
+    A configuration with a section `[table]` is an experiment on a table: a monotone network is
+    trained, its order and its constants are proved, and the test part is looked at once.
 
     Any key of the configuration is a flag, such as ``--training.epochs 3`` or ``--epochs 3``;
     ``wellposed fields`` lists them.
@@ -31,9 +34,16 @@ def run(
         record: Write the figures to results/<name>.json as well.
     """
     from wellposed.experiments.run import run as whole_run
+    from wellposed.experiments.tables.config import is_table_file
+    from wellposed.experiments.tables.run import run as table_run
 
+    results = Path("results") if record else None
+    if is_table_file(config):
+        tabular = configured_table(config, out, seeds, name, overrides)
+        table_run(tabular, resume=resume, results=results)
+        return
     work = configured(config, out, seeds, name, overrides)
-    whole_run(work, resume=resume, results=Path("results") if record else None)
+    whole_run(work, resume=resume, results=results)
 
 
 def train(

@@ -6,13 +6,14 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from wellposed.errors import ConfigError
 
 if TYPE_CHECKING:
+    from wellposed.experiments.tables.workspace import TableWorkspace
     from wellposed.experiments.workspace import Workspace
 
 Flags = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
@@ -31,13 +32,27 @@ def configured(
     from wellposed.experiments.config import flags, load
     from wellposed.experiments.workspace import Workspace
 
-    changes = flags(tokens)
+    loaded = load(config, _with(flags(tokens), seeds, name))
+    return Workspace(loaded, out / loaded.name, command_line())
+
+
+def configured_table(
+    config: Path, out: Path, seeds: str | None, name: str | None, tokens: Sequence[str]
+) -> TableWorkspace:
+    """The workspace of an experiment on a table and its overrides on the command line."""
+    from wellposed.experiments.tables.config import flags, load_table_config
+    from wellposed.experiments.tables.workspace import TableWorkspace
+
+    loaded = load_table_config(config, _with(flags(tokens), seeds, name))
+    return TableWorkspace(loaded, out / loaded.name, command_line())
+
+
+def _with(changes: dict[str, Any], seeds: str | None, name: str | None) -> dict[str, Any]:
     if seeds is not None:
         changes["seeds"] = _whole_numbers(seeds)
     if name is not None:
         changes["name"] = name
-    loaded = load(config, changes)
-    return Workspace(loaded, out / loaded.name, command_line())
+    return changes
 
 
 def _whole_numbers(text: str) -> list[int]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Any, Self, TypeVar, Union, final, get_args, get_origin
+from typing import Any, Self, final
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from wellposed.errors import ConfigError
-from wellposed.experiments import families
+from wellposed.experiments import families, parsing
 from wellposed.experiments.families import Model
 from wellposed.experiments.families.dense import Nemon
 from wellposed.experiments.families.layer import Solve
-from wellposed.experiments.names import nearest
+from wellposed.experiments.parsing import checked, merge, read_toml
 from wellposed.experiments.penalties import PenaltySection, PenaltyTerm
 from wellposed.experiments.retention import check_teachers
 from wellposed.experiments.robust import Plain, Robust
@@ -24,7 +22,6 @@ from wellposed.experiments.toml import to_toml
 from wellposed.training.recipe import Recipe
 from wellposed.training.settings import Settings
 
-T = TypeVar("T", bound=Settings)
 _SHARED = ("model", "solve", "training", "penalty", "robust")
 
 
@@ -78,7 +75,7 @@ class Config(Settings):
         """
         base = {name: getattr(self, name).model_dump() for name in _SHARED}
         if not self.variants:
-            return {families.kind(self.model): _checked(Variant, base)}
+            return {families.kind(self.model): checked(Variant, base)}
         for name in self.variants:
             if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
                 raise ConfigError(
@@ -86,7 +83,7 @@ class Config(Settings):
                     "names a folder."
                 )
         return {
-            name: _checked(Variant, merge(base, change), f"variants.{name}.")
+            name: checked(Variant, merge(base, change), f"variants.{name}.")
             for name, change in self.variants.items()
         }
 
@@ -105,7 +102,7 @@ def parse(content: Mapping[str, Any], source: str = "") -> Config:
     Raises:
         ConfigError: A key is unknown or a value is not what was expected.
     """
-    return _checked(Config, content, source=source)
+    return checked(Config, content, source=source)
 
 
 def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -116,160 +113,29 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Config
         overrides: Nested mappings that win over the file.
 
     Raises:
-        ConfigError: The file is absent, is not TOML, or is not a valid configuration.
+        ConfigError: The file is absent, is not TOML, is about a table, or is not valid.
     """
     path = Path(path)
-    try:
-        content = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        near = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+    content = read_toml(path)
+    if "table" in content:
         raise ConfigError(
-            f"The configuration `{path}` cannot be read: {error}.",
-            hint=f"in that folder there are {', '.join(near)}." if near else "",
-        ) from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"`{path}` is not valid TOML: {error}.") from error
+            f"`{path}` is an experiment on a table: it has a section `[table]`, and this command "
+            "is for networks of images.",
+            hint="`wellposed run CONFIG` trains and proves it, with `--resume` only what is "
+            "missing; `wellposed report RUN` writes its page again.",
+        )
     return parse(merge({"name": path.stem, **content}, overrides or {}), str(path))
 
 
-def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `change`; a section of another `kind` is replaced as a whole."""
-    out = dict(base)
-    for key, value in change.items():
-        old = out.get(key)
-        if not isinstance(value, Mapping) or not isinstance(old, Mapping):
-            out[key] = value
-        elif "kind" in value and value["kind"] != old.get("kind"):
-            out[key] = dict(value)
-        else:
-            out[key] = merge(old, value)
-    return out
-
-
 def flags(tokens: Sequence[str]) -> dict[str, Any]:
-    """Nested mappings from ``--training.epochs 3 --seeds=0,1 --model.kind mlp``.
-
-    The last part of a key is enough where only one section has it: ``--epochs 3``.
+    """Nested mappings from flags such as ``--training.epochs 3``, see `parsing.flags`.
 
     Raises:
         ConfigError: A token is not a flag, has no value, or its key is not known.
     """
-    out: dict[str, Any] = {}
-    rest = list(tokens)
-    while rest:
-        token = rest.pop(0)
-        if not token.startswith("--"):
-            raise ConfigError(f"`{token}` is not a flag; expected `--section.key value`.")
-        key, joined, value = token[2:].partition("=")
-        if not joined:
-            if not rest:
-                raise ConfigError(f"The flag `{token}` has no value.")
-            value = rest.pop(0)
-        *sections, last = _full_key(key).split(".")
-        place = out
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[last] = _literal(value)
-    return out
+    return parsing.flags(Config, tokens)
 
 
 def keys() -> dict[str, str]:
     """Every key of a configuration with a description of what it takes."""
-    return dict(_leaves(Config, ""))
-
-
-def _full_key(key: str) -> str:
-    key = key.replace("-", "_")
-    table = keys()
-    if key in table or key.startswith("variants."):
-        return key
-    ends = [full for full in table if full.rpartition(".")[2] == key]
-    if len(ends) == 1:
-        return ends[0]
-    if ends:
-        raise ConfigError(f"The flag `--{key}` could be {' or '.join(f'`--{e}`' for e in ends)}.")
-    short = {full.rpartition(".")[2] for full in table}
-    raise ConfigError(
-        f"There is no key `{key}`.", hint=nearest(key, sorted({*table, *short})) or _sections()
-    )
-
-
-def _sections() -> str:
-    return f"the sections are {', '.join(Config.model_fields)}."
-
-
-def _literal(text: str) -> Any:
-    """A TOML value; a bare word is a string and ``0,1,2`` a list."""
-    try:
-        return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
-        return [_literal(part) for part in text.split(",") if part] if "," in text else text
-
-
-def _leaves(kind: type[Settings], prefix: str) -> list[tuple[str, str]]:
-    out: list[tuple[str, str]] = []
-    for name, info in kind.model_fields.items():
-        members = _models(info.annotation)
-        for member in members:
-            out += _leaves(member, f"{prefix}{name}.")
-        if not members:
-            shown = getattr(info.annotation, "__name__", str(info.annotation))
-            out.append((f"{prefix}{name}", f"{shown}, default {info.default!r}"))
-    return out
-
-
-def _models(annotation: Any) -> list[type[Settings]]:
-    if isinstance(annotation, type) and issubclass(annotation, Settings):
-        return [annotation]
-    if get_origin(annotation) in (Union, UnionType):
-        return [model for part in get_args(annotation) for model in _models(part)]
-    return []
-
-
-def _checked(kind: type[T], content: Mapping[str, Any], prefix: str = "", source: str = "") -> T:
-    try:
-        return kind.model_validate(dict(content))
-    except ValidationError as error:
-        told = [_explain(kind, problem, prefix) for problem in error.errors()]
-        messages = [message for message, _ in told]
-        hints = [hint for _, hint in told if hint]
-        where = f"{source}: " if source else ""
-        raise ConfigError(where + "; ".join(messages), hint=" ".join(hints)) from error
-
-
-def _explain(kind: type[Settings], problem: Any, prefix: str) -> tuple[str, str]:
-    fields, place = kind, []
-    for step in problem["loc"]:
-        found = _models(fields.model_fields[step].annotation) if step in fields.model_fields else []
-        tagged = [m for m in _members(fields, place) if _tag(m) == step]
-        if tagged:
-            fields = tagged[0]  # the tag of a union is not part of the key
-            continue
-        place.append(str(step))
-        if len(found) == 1:
-            fields = found[0]
-    key = prefix + ".".join(place)
-    match problem["type"]:
-        case "extra_forbidden":
-            known = list(fields.model_fields)
-            close = nearest(place[-1], known)
-            listing = ", ".join(f"`{name}`" for name in known)
-            what = f"`{key}` is not a known key (value {problem['input']!r})"
-            return f"{what}; expected one of {listing}.", close
-        case "value_error":
-            return str(problem["ctx"]["error"]), ""
-        case "union_tag_invalid":
-            tags = problem["ctx"]["expected_tags"]
-            return f"`{key}.kind` is {problem['ctx']['tag']!r}; expected one of {tags}.", ""
-        case _:
-            return f"`{key}` is {problem['input']!r}: {problem['msg']}.", ""
-
-
-def _members(fields: type[Settings], place: list[str]) -> list[type[Settings]]:
-    if not place or place[-1] not in fields.model_fields:
-        return []
-    return _models(fields.model_fields[place[-1]].annotation)
-
-
-def _tag(model: type[Settings]) -> Any:
-    return model.model_fields["kind"].default if "kind" in model.model_fields else None
+    return parsing.keys(Config)

@@ -87,23 +87,29 @@ def _with_verified(out: Metrics, job: Job) -> Metrics:
 
 
 def record(work: Workspace, folder: Path, summary: dict[str, Any]) -> Path:
+    """Write ``results/<name>.json`` of a run and say so; see `publish`."""
+    path = publish(work.config.name, folder, summary)
+    work.say(f"results: {path}")
+    return path
+
+
+def publish(name: str, folder: Path, summary: dict[str, Any]) -> Path:
     """Write ``results/<name>.json``; the first variant's metrics carry no prefix.
 
     Args:
-        work: The run.
+        name: Of the run.
         folder: ``results``.
-        summary: From `summarise`.
+        summary: Its ``summary.json``.
     """
     metrics: dict[str, Any] = {}
-    for number, (name, seeds) in enumerate(summary["variants"].items()):
-        prefix = "" if number == 0 else f"{name}/"
+    for number, (variant, seeds) in enumerate(summary["variants"].items()):
+        prefix = "" if number == 0 else f"{variant}/"
         metrics |= {f"{prefix}{key}": value for key, value in over_seeds(seeds).items()}
     content = {key: summary[key] for key in ("name", "command", "environment", "seeds")} | {
         "metrics": metrics
     }
-    path = folder / f"{work.config.name}.json"
+    path = folder / f"{name}.json"
     write_json(path, content)
-    work.say(f"results: {path}")
     return path
 
 

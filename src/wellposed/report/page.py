@@ -28,7 +28,11 @@ def write_report(run_folder: Path) -> Path:
         DataError: There is no such folder.
     """
     folder = Path(run_folder)
-    page = render(read_run(folder))
+    return write_page(folder, render(read_run(folder)))
+
+
+def write_page(folder: Path, page: str) -> Path:
+    """Write ``report.html`` into a folder, the whole page at once, and return its path."""
     target, draft = folder / NAME, folder / f".{NAME}.part"
     try:
         draft.write_text(page, encoding="utf-8")
@@ -86,10 +90,10 @@ def _content(run: Run) -> dict[str, Any]:
         "verification_head": verification.HEAD,
         "galleries": _galleries(run),
         "all_metrics": numbers.all_metrics(run),
-        "environment": _flat(run.environment),
+        "environment": flat(run.environment),
         "command": str(run.summary.get("command") or ""),
         "seeds": run.summary.get("seeds") or [],
-        "data": _flat(run.data),
+        "data": flat(run.data),
         "config": run.config,
     }
 
@@ -244,13 +248,14 @@ def _picture(uri: Any) -> str:
     return text if text.startswith("data:image/png;base64,") else ""
 
 
-def _flat(record: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
+def flat(record: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
+    """Names and values of nested records, for a list of facts."""
     out: list[tuple[str, str]] = []
     for key, value in record.items():
         if key == "record":
             continue
         if isinstance(value, dict):
-            out += _flat(value, f"{before}{key}.")
+            out += flat(value, f"{before}{key}.")
         else:
             out.append((f"{before}{key}", str(value)))
     return out
