@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from wellposed.core.peel import forward_mode, transforming
+from wellposed.core.peel import on_tape, transforming
 
 
 def accretive(F: Tensor, S: Tensor, margin: float) -> Tensor:
@@ -26,7 +26,7 @@ def accretive(F: Tensor, S: Tensor, margin: float) -> Tensor:
         S: Shape (n, n).
         margin: Positive.
     """
-    if _plainly():
+    if on_tape():
         return _Accretive.apply(F, S, margin)  # pyright: ignore
     return _accretive(F, S, margin)
 
@@ -97,7 +97,7 @@ def bounded(weights: Weights, margin: float, scale: float, terms: int) -> tuple[
         scale: Not negative; at zero ``U`` and ``C`` have no say.
         terms: Of the longest product, and some.
     """
-    if _plainly():
+    if on_tape():
         return _Bounded.apply(margin, scale, terms, *weights)  # pyright: ignore
     return _bounded(weights, margin, scale, terms)[:2]
 
@@ -157,7 +157,3 @@ class _Bounded(torch.autograd.Function):
         # asinh' = 1 / cosh(asinh)
         glog = None if exponent is None else 2 * exponent / (psi + inverse)
         return None, None, None, gV, gS, glog, gU, gC
-
-
-def _plainly() -> bool:
-    return torch.is_grad_enabled() and not transforming() and not forward_mode()

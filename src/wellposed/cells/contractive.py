@@ -15,7 +15,7 @@ from wellposed.core.activations import Activation, ReLU
 from wellposed.core.affine import Affine
 from wellposed.core.leading import Leading
 from wellposed.core.operators import Dense, Operator
-from wellposed.core.peel import forward_mode, transforming
+from wellposed.core.peel import on_tape
 from wellposed.core.spectral import largest_singular, two_norm
 from wellposed.errors import ConfigError
 from wellposed.solvers.base import Solver
@@ -106,7 +106,7 @@ def shrunk(W: Tensor, bound: float, leading: Leading | None = None) -> Tensor:
         bound: Of the norm.
         leading: Finds the norm within training, faster and within `ROOM`.
     """
-    if torch.is_grad_enabled() and not transforming() and not forward_mode():
+    if on_tape():
         return _Shrunk.apply(W, bound, leading)  # pyright: ignore
     return W * shrink(Dense(W), bound)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wellposed.cells.checks import strictly
-from wellposed.core.peel import forward_mode, transforming
+from wellposed.core.peel import on_tape
 
 
 def skewed(
@@ -33,7 +33,7 @@ def skewed(
     Returns:
         ``S``, ``a`` and ``eta``.
     """
-    if torch.is_grad_enabled() and not transforming() and not forward_mode():
+    if on_tape():
         return _Skewed.apply(T, log_eta, damping, mask, margin)  # pyright: ignore
     return _parts(T, log_eta, damping, mask, margin)
 

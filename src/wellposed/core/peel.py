@@ -31,3 +31,11 @@ def transforming() -> bool:
 def forward_mode() -> bool:
     """Whether a level of forward-mode differentiation surrounds the caller."""
     return forward_ad._current_level >= 0  # pyright: ignore
+
+
+def on_tape() -> bool:
+    """Whether gradients are recorded, and by nothing but reverse mode outside all transforms.
+
+    Only there a backward pass that is written by hand may replace autograd's own.
+    """
+    return torch.is_grad_enabled() and not transforming() and not forward_mode()

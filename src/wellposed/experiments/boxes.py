@@ -6,7 +6,7 @@ from time import process_time
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wellposed.attacks import PGD
 from wellposed.certify.margins import box_margins
@@ -44,12 +44,7 @@ def certified_by_boxes(
     accuracy: list[float] = []
     attacked = 0
     for eps in section.eps:
-        proved = torch.cat(
-            [
-                (box_margins(model, Box.around(images, eps).clip(0.0, 1.0), labels) > 0).all(1)
-                for images, labels in zip(x.split(1000), y.split(1000), strict=True)
-            ]
-        )
+        proved = proved_by_boxes(model, x, y, eps)
         accuracy.append(float(proved.double().mean()))
         rows = proved[: attacks.samples].nonzero().flatten()
         if len(rows):
@@ -71,3 +66,20 @@ def certified_by_boxes(
         "attacked": attacked,
         "cpu_seconds": round(process_time() - began, 2),
     }
+
+
+def proved_by_boxes(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
+    """Whether the class of each image holds on the whole box around it, of shape (images,).
+
+    Args:
+        model: Takes pixels in [0, 1], returns logits; in evaluation mode.
+        x: Images in [0, 1], at least one.
+        y: Labels.
+        eps: Radius in pixel units; boxes are cut off at 0 and 1.
+
+    Raises:
+        NotCertifiableError: Some layer has no rule.
+    """
+    parts = zip(x.split(1000), y.split(1000), strict=True)
+    margins = [box_margins(model, Box.around(a, eps).clip(0.0, 1.0), b) for a, b in parts]
+    return (torch.cat(margins) > 0).all(1)
