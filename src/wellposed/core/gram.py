@@ -20,12 +20,14 @@ from wellposed.core.convolution_norm import grams, stated
 from wellposed.core.convolutions import GeneralConvolution, general
 from wellposed.core.matrix_norm import frobenius, stretched
 from wellposed.core.operators import Convolution, Dense, Operator
+from wellposed.core.ritz import ritz_bounds
 from wellposed.core.spectra import TINY, UNIT, outward, rounding
 from wellposed.core.tori import torus
 from wellposed.core.transposed import Adjoint
 from wellposed.errors import ConfigError, ShapeError
 
 STEPS = 24  # enough for ties among the largest singular values, as orthogonal matrices have them
+_RITZ = 4  # before, a power says too little about the largest few
 
 
 @final
@@ -96,7 +98,9 @@ def largest_eigenvalue(square: Tensor, wrong: Tensor, steps: int, tol: float) ->
     ``P = S^H S`` from above, and ``||P||_F^2 / tr P`` from below; both are brought back
     through ``H = 2^k S``, ``||H|| = 2^k sqrt(||P||)``, with what each product may have been off.
     Row sums are exact for multiples of the identity; elsewhere the error of the Frobenius norm
-    falls at a double exponential rate. Matrices that cannot hold the largest are dropped.
+    falls at a double exponential rate, once the power has told the largest eigenvalue from those
+    nearby. From level 4 on, a few vectors of the power are taken out of it first (`ritz_bounds`).
+    Matrices that cannot hold the largest are dropped.
 
     Args:
         square: Shape (batch, n, n), float64 or complex128; computed, not necessarily semidefinite.
@@ -109,19 +113,31 @@ def largest_eigenvalue(square: Tensor, wrong: Tensor, steps: int, tol: float) ->
     up = torch.full((len(square),), torch.inf, dtype=torch.float64, device=square.device)
     down = torch.zeros_like(up)
     dropped, shifts, errors = 0.0, list[Tensor](), [wrong]
-    step = 1
+    first, step = square, 1
+
+    def back(high: Tensor) -> Tensor:
+        # of the last power as computed -> of the first matrix as it should be
+        high = high + errors[-1]
+        for k, error in zip(reversed(shifts), reversed(errors[:-1]), strict=True):
+            high = torch.ldexp(high.sqrt(), k) * (1 + 4 * UNIT) + error
+        return high * (1 + 4 * UNIT)
+
     while True:
         high, low = _level(square, errors[-1])
         for k, error in zip(reversed(shifts), reversed(errors[:-1]), strict=True):
-            high = torch.ldexp(high.sqrt(), k) * (1 + 4 * UNIT) + error
             low = (torch.ldexp(low.sqrt(), k) * (1 - 4 * UNIT) - error).clamp(min=0)
-        up, down = torch.minimum(up, high), torch.maximum(down, low)
+        up, down = torch.minimum(up, back(high)), torch.maximum(down, low)
         best, worst = float(down.amax()), max(float(up.amax()), dropped)
+        if step >= _RITZ and n > 1 and worst > (1 + tol) * best:
+            low, high = ritz_bounds(first, errors[0], square, back)
+            up, down = torch.minimum(up, high), torch.maximum(down, low)
+            best, worst = float(down.amax()), max(float(up.amax()), dropped)
         if step >= steps or worst <= (1 + tol) * best:
             return Eigenvalue(best * (1 - 4 * UNIT), worst * (1 + 4 * UNIT), step)
         keep = up > best * (1 + tol)
-        dropped = max(dropped, best * (1 + tol)) if not bool(keep.all()) else dropped
-        square, up, down = square[keep], up[keep], down[keep]
+        if not bool(keep.all()):
+            dropped = max(dropped, best * (1 + tol))
+            first, square, up, down = first[keep], square[keep], up[keep], down[keep]
         shifts = [k[keep] for k in shifts]
         errors = [e[keep] for e in errors]
         size = frobenius(square)
@@ -202,14 +218,14 @@ def check_steps(steps: int, tol: float = 0.0) -> None:
 
 
 def _level(H: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor]:
-    """Bounds of the 2-norm of the semidefinite matrices of which `H` is the computed value."""
+    """Bounds of the 2-norm: from above of `H`, from below of the semidefinite it was to be."""
     n, size = H.shape[-1], frobenius(H)
     mass = H.abs()
     rows = outward(torch.maximum(mass.sum(-1).amax(-1), mass.sum(-2).amax(-1)), n)
-    high = torch.minimum(size, rows) + wrong
+    high = torch.minimum(size, rows)
     trace = outward(H.diagonal(dim1=-2, dim2=-1).abs().sum(-1), n) + n**0.5 * wrong
     least = (torch.linalg.matrix_norm(H) * (1 - 2 * rounding(n * n + 8)) - wrong).clamp(min=0)
-    return high * (1 + 4 * UNIT), least.square() / trace * (1 - 8 * UNIT)
+    return high, least.square() / trace * (1 - 8 * UNIT)
 
 
 def _rooted(found: Eigenvalue) -> NormBracket:
