@@ -57,8 +57,7 @@ class Adjoint:
             rtol = max(forward.tolerances(dtype)[0], 8 * torch.finfo(dtype).eps)
             if coarse:
                 rtol = max(rtol, _HALF_RTOL)
-        budget, first = self.max_evaluations, forward.first_look
-        return Stopping(rtol, 0.0, budget, first, together=forward.together)
+        return Stopping(rtol, 0.0, self.max_evaluations, forward.first_look)
 
     def record(self, report: AdjointReport, found: Solution) -> None:
         """Write down how the equation was solved; warn if it was not."""

@@ -43,8 +43,7 @@ class Equilibrium(nn.Module):
             iteration for samples that converge slowly.
         gradient: How the result is put on the tape; implicit by default.
         stopping: Tolerances and budget in training mode (by default rtol 1e-3, looked at from the
-            fourth evaluation on; on small states samples that are done go on with the others until
-            the twelfth).
+            fourth evaluation on).
         eval_stopping: The same in evaluation mode (rtol 1e-5 in float32, 1e-10 in float64).
         on_failure: What to do if samples do not converge: ``"warn"`` (once a layer), ``"raise"``
             or ``"ignore"``; by default warn in training and raise in evaluation.
@@ -105,10 +104,9 @@ class Equilibrium(nn.Module):
             stopping = default_stopping(map_, start)
             if self.training:
                 # in small states a look costs more than an evaluation does
-                small = start.ndim == 2
-                cheap = isinstance(self.solver, Picard) and isinstance(map_, AffineMap) and small
-                stride = self.solver.stride
-                stopping = _in_training(stopping.rtol, stride, cheap=cheap, small=small)
+                cheap = isinstance(self.solver, Picard) and isinstance(map_, AffineMap)
+                cheap = cheap and start.ndim == 2
+                stopping = _in_training(stopping.rtol, self.solver.stride, cheap=cheap)
         solution = self.gradient.attach(Problem(map_, start, self.solver, stopping))
         broken = _broken_inputs(map_, x)
         if broken is not None:
@@ -159,16 +157,13 @@ class Equilibrium(nn.Module):
 
 
 @cache
-def _in_training(rtol: float | None, stride: int, *, cheap: bool, small: bool) -> Stopping:
+def _in_training(rtol: float | None, stride: int, *, cheap: bool) -> Stopping:
     rtol = 1e-3 if rtol is None else rtol
-    # it is longer solves that gain from samples that leave the batch
-    together = 12 if small else 1
     if cheap:
-        return Stopping(rtol, first_look=9, every=3, together=together)
+        return Stopping(rtol, first_look=9, every=3)
     # a look in vain costs methods that pay for it four steps: monotone cells were measured to need
     # seven or eight
-    first = _TRAINING_LOOK if stride == 1 else 3 * stride - 1
-    return Stopping(rtol, first_look=first, together=together)
+    return Stopping(rtol, first_look=_TRAINING_LOOK if stride == 1 else 3 * stride - 1)
 
 
 def _broken_inputs(map_: Map, x: Tensor) -> Tensor | None:

@@ -37,9 +37,6 @@ class Stopping:
         first_look: No residual is looked at before this evaluation. On small states a look costs as
             much as half an evaluation, and a solve from a cold start is not done by then.
         every: After the first look, residuals are looked at after every so many evaluations.
-        together: Before this evaluation, samples that are done go on as long as others are not. On
-            small states that is cheaper than to set them aside; what they return, no worse, then
-            depends on their batch mates. 1 never waits.
     """
 
     rtol: float | None = None
@@ -47,14 +44,13 @@ class Stopping:
     max_evaluations: int = 1000
     first_look: int = 1
     every: int = 1
-    together: int = 1
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < inf:
                 raise ConfigError(f"`{name}` must be finite and not negative, got {value}.")
-        for name in ("max_evaluations", "first_look", "every", "together"):
+        for name in ("max_evaluations", "first_look", "every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
 
@@ -297,7 +293,7 @@ def _iterate(
                 now = Row(z, distance, fz if image else None)
                 ended = ledger.close(now, count, pending, slots, over=over)
                 break
-            if still < waiting and count >= stopping.together:
+            if still < waiting:
                 done = ~going if pending is None else pending ^ going
                 ledger.write(Row(z, distance, fz if image else None), count, done, slots)
                 pending, waiting = going, still

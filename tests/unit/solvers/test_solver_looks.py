@@ -103,36 +103,3 @@ def test_later_looks_are_as_far_apart_as_asked():
         assert (count - first) % every == 0
     with pytest.raises(ConfigError, match="every"):
         Stopping(every=0)
-
-
-@pytest.mark.parametrize("solver", [Jacobi(), Auto()], ids=repr)
-def test_samples_wait_for_each_other_and_are_no_worse_for_it(solver):
-    map_ = contractive_map(30, 9)
-    apart = solve(map_, map_.start(), solver, Stopping(1e-6, 0.0, 500))
-    assert len(apart.evaluations.unique()) > 1
-    waiting = solve(map_, map_.start(), solver, Stopping(1e-6, 0.0, 500, together=500))
-    assert bool(waiting.converged.all())
-    assert waiting.clean
-    assert (waiting.evaluations == apart.evaluations.max()).all()
-    assert (waiting.residual <= 1e-6 * waiting.value.square().mean(1).sqrt() * 1.01).all()
-    # from that evaluation on they are told apart
-    half = int(apart.evaluations.float().mean())
-    later = solve(map_, map_.start(), solver, Stopping(1e-6, 0.0, 500, together=half))
-    assert torch.equal(later.evaluations, apart.evaluations.clamp(min=half))
-
-
-def test_waiting_ends_with_whoever_cannot_converge():
-    """A sample that leaves the numbers holds nobody up; one that is slow only until `together`."""
-    rates = torch.tensor([0.1, float("nan"), 0.5, 0.9999], dtype=torch.float64)[:, None]
-    map_ = FunctionMap(lambda z, r: r * z + 1, (rates,), (True,))
-    start = torch.zeros(4, 2, dtype=torch.float64)
-    found = solve(map_, start, Picard(), Stopping(1e-6, 0.0, 100, together=12))
-    assert found.status.tolist() == [0, 2, 0, 1]
-    assert found.evaluations.tolist()[0] == 12
-    assert found.evaluations[3] == 100
-    three = FunctionMap(lambda z, r: r * z + 1, (rates[:3],), (True,))
-    found = solve(three, start[:3], Picard(), Stopping(1e-6, 0.0, 100, together=100))
-    assert found.status.tolist() == [0, 2, 0]
-    assert int(found.evaluations.max()) < 30
-    with pytest.raises(ConfigError, match="together"):
-        Stopping(together=0)
