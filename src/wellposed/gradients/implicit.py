@@ -30,7 +30,8 @@ class Implicit(Gradient):
     Args:
         adjoint: Solves the linear adjoint equation; `None` takes the transposed splitting if the
             forward solver is one, and `Stationary` for every other.
-        rtol: Relative tolerance of that solve; `None` takes the forward tolerance.
+        rtol: Relative tolerance of that solve; `None` takes thrice the forward tolerance, and
+            gradients are then hardly worse than with an exact solve (`Adjoint`).
         max_evaluations: Budget of vector-Jacobian products a sample.
     """
 
