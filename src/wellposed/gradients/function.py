@@ -42,7 +42,7 @@ class Adjoint:
         solver: Of ``u = M u + g``.
         rtol: Relative tolerance; `None` takes thrice the forward tolerance: a gradient feels the
             error of the state in the state, the slopes and the cotangent, and that of the adjoint
-            once. With an exact adjoint the gradients of NEMONs in training are a tenth better.
+            once. An exact adjoint makes gradients of NEMONs in training better by a tenth only.
         max_evaluations: Budget of products a sample.
         report: Whether the outcome is recorded and a miss of the tolerance warned about.
     """
