@@ -9,14 +9,12 @@ test part.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from benchmarks.common import ROOT, Report, note
 from benchmarks.lmn_chains import chains
-from wellposed.data.tabular import TabularSet, has_table, load_table
+from wellposed.data.tabular import has_table, load_table
 from wellposed.experiments.tables.config import TableConfig, load_table_config
 from wellposed.experiments.tables.protocol import folds, fronts, honest
 from wellposed.experiments.tables.task import Task, area
@@ -116,8 +114,8 @@ def shown(values: dict[str, float]) -> str:
 def larger(report: Report) -> None:
     """Blog feedback, lending and the synthetic trigger: three seeds, inner validation."""
     recipes = {
-        "blog_feedback": TableRecipe(hidden=(8,), lipschitz=0.1, lr=2e-3, batch=256, epochs=30),
-        "lending": TableRecipe(hidden=(16, 16), lr=5e-3, batch=512, epochs=15, cosine=True),
+        "blog_feedback": configuration("blog").recipes[0],
+        "lending": configuration("lending").recipes[0],
         "toy_trigger": configuration("toy").recipes[0],
     }
     for name, recipe in recipes.items():
@@ -128,7 +126,7 @@ def larger(report: Report) -> None:
         for seed in range(3):
             table = load_table(name, seed=seed)
             if name == "blog_feedback":
-                table = small_targets(table)
+                table = table.small_targets(0.9)
             task = Task(table)
             kept, held = folds(len(task.x), seed)[0]
             (layers,), signs = fronts(recipe, [task])
@@ -144,14 +142,6 @@ def larger(report: Report) -> None:
         what = "rmse" if name == "blog_feedback" else "auc"
         report.metrics[f"{name}_{what}"] = summary(scores)
         report.row(name, what, "", "", shown(summary(scores)), "", "")
-
-
-def small_targets(table: TabularSet) -> TabularSet:
-    """Targets up to their 90 % quantile only, divided by it, as published."""
-    top = float(table.train.y.quantile(0.9))
-    parts = [part.take(part.y <= top) for part in (table.train, table.test)]
-    train, test = (replace(part, y=part.y / top) for part in parts)
-    return replace(table, train=train, test=test)
 
 
 def run() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, final
 
@@ -48,6 +48,25 @@ class TabularSet:
     signs: tuple[int, ...]
     dropped: int
     digests: Mapping[str, str]
+
+    def small_targets(self, part: float) -> TabularSet:
+        """Rows whose target is at most the quantile `part` of training targets, divided by it.
+
+        Raises:
+            ConfigError: `part` is not in (0, 1], or the target has no positive quantile.
+        """
+        if not 0 < part <= 1:
+            raise ConfigError(f"The quantile of targets must lie in (0, 1], got {part}.")
+        top = float(self.train.y.quantile(part))
+        if self.task != "regression" or not top > 0:
+            raise ConfigError(
+                f"The table `{self.name}` has no positive quantile {part} of targets: "
+                f"task {self.task}, quantile {top:.4g}.",
+                hint="leave `target_quantile` out.",
+            )
+        parts = [half.take(half.y <= top) for half in (self.train, self.test)]
+        train, test = (replace(half, y=half.y / top) for half in parts)
+        return replace(self, train=train, test=test)
 
 
 @final

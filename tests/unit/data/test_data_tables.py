@@ -71,6 +71,26 @@ def test_blog_feedback_is_split_by_day():
     assert int(found.train.group.max()) < int(found.test.group.min())
 
 
+def test_large_targets_are_left_out_by_a_quantile_of_the_training_part():
+    found = need("blog_feedback")
+    top = float(found.train.y.quantile(0.9))
+    small = found.small_targets(0.9)
+    assert float(small.train.y.max()) == 1
+    assert float(small.test.y.max()) <= 1
+    assert len(small.test) == int((found.test.y <= top).sum()) < len(found.test)
+    assert torch.equal(small.test.y * top, found.test.y[found.test.y <= top])
+    for part in (0.0, 1.5, float("nan")):
+        with pytest.raises(ConfigError, match="quantile"):
+            found.small_targets(part)
+    with pytest.raises(ConfigError, match="target_quantile"):
+        found.small_targets(0.1)
+
+
+def test_classes_have_no_quantile():
+    with pytest.raises(ConfigError, match="task binary"):
+        need("heart").small_targets(0.9)
+
+
 def test_a_seed_splits_what_has_no_split():
     one, same = need("auto_mpg"), need("auto_mpg")
     other = load_table("auto_mpg", seed=1)

@@ -280,7 +280,7 @@ def test_the_synthetic_trigger(tmp_path, monkeypatch, capsys, request):
 
 def test_shipped_configurations_survive_a_round_trip(request):
     paths = sorted((request.config.rootpath / "configs").glob("monotone-*.toml"))
-    assert len(paths) == 4
+    assert len(paths) == 6
     for path in paths:
         config = load_table_config(path)
         assert config.name == path.stem

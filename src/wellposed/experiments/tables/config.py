@@ -27,10 +27,13 @@ class TableSection(Settings):
     Args:
         name: Of the table, see `wellposed.data.tabular.load_table`.
         folder: Where its files lie; the usual places by default.
+        target_quantile: Rows with larger targets than this quantile are left out, and targets
+            divided by it; all are kept by default.
     """
 
     name: str
     folder: str | None = None
+    target_quantile: float | None = Field(default=None, gt=0, le=1)
 
 
 @final

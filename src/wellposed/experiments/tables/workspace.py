@@ -102,7 +102,9 @@ class TableWorkspace:
         """
         if seed not in self._tables:
             section = self.config.table
-            self._tables[seed] = load_table(section.name, section.folder, seed=seed)
+            table = load_table(section.name, section.folder, seed=seed)
+            part = section.target_quantile
+            self._tables[seed] = table if part is None else table.small_targets(part)
         return self._tables[seed]
 
     def trials(self) -> Iterator[Trial]:
