@@ -113,20 +113,14 @@ def shown(values: dict[str, float]) -> str:
 
 def larger(report: Report) -> None:
     """Blog feedback, lending and the synthetic trigger: three seeds, inner validation."""
-    recipes = {
-        "blog_feedback": configuration("blog").recipes[0],
-        "lending": configuration("lending").recipes[0],
-        "toy_trigger": configuration("toy").recipes[0],
-    }
-    for name, recipe in recipes.items():
+    for config in map(configuration, ("blog", "lending", "toy")):
+        name, recipe = config.table.name, config.recipes[0]
         if not has_table(name):
             note(f"`{name}` is not there: its rows are left out")
             continue
         scores = list[float]()
         for seed in range(3):
-            table = load_table(name, seed=seed)
-            if name == "blog_feedback":
-                table = table.small_targets(0.9)
+            table = config.table.load(seed)
             task = Task(table)
             kept, held = folds(len(task.x), seed)[0]
             (layers,), signs = fronts(recipe, [task])

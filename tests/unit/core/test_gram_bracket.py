@@ -138,6 +138,10 @@ def test_six_steps_of_the_norm_alone_are_not_enough_for_every_gaussian():
     off = ((1 - first).square() + ((q[:, 1:] / (1 + over[:, None])) ** 254).sum(1)).sqrt()
     assert 0.2 < float((over <= 1e-4).double().mean()) < 0.9
     assert 0.1 < float((off <= 1e-3).double().mean()) < 0.7
+    # but an adaptive number of steps is: the bracket says when
+    worst = torch.linalg.qr(torch.randn(64, 48, dtype=torch.float64))[0] * s[int(over.argmax())]
+    found = gram_bracket(worst, tol=1e-4)
+    assert found.upper <= (1 + 1e-4) * found.lower
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])

@@ -8,6 +8,7 @@ from typing import Any, Self, final
 
 from pydantic import Field, model_validator
 
+from wellposed.data.tabular import TabularSet, load_table
 from wellposed.errors import ConfigError
 from wellposed.experiments import parsing
 from wellposed.experiments.parsing import checked, merge, read_toml
@@ -34,6 +35,17 @@ class TableSection(Settings):
     name: str
     folder: str | None = None
     target_quantile: float | None = Field(default=None, gt=0, le=1)
+
+    def load(self, seed: int) -> TabularSet:
+        """The rows, split by `seed` where the table has no split of its own.
+
+        Raises:
+            ConfigError: No table has the name, or its targets have no such quantile.
+            DataError: A file is absent, damaged or not the one expected.
+        """
+        table = load_table(self.name, self.folder, seed=seed)
+        part = self.target_quantile
+        return table if part is None else table.small_targets(part)
 
 
 @final

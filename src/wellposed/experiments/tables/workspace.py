@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from wellposed.core.records import Environment
-from wellposed.data.tabular import TabularSet, load_table
+from wellposed.data.tabular import TabularSet
 from wellposed.errors import CheckpointError
 from wellposed.experiments.tables.config import TableConfig, load_table_config
 from wellposed.experiments.tables.protocol import untrained
@@ -101,10 +101,7 @@ class TableWorkspace:
             DataError: A file is absent, damaged or not the one expected.
         """
         if seed not in self._tables:
-            section = self.config.table
-            table = load_table(section.name, section.folder, seed=seed)
-            part = section.target_quantile
-            self._tables[seed] = table if part is None else table.small_targets(part)
+            self._tables[seed] = self.config.table.load(seed)
         return self._tables[seed]
 
     def trials(self) -> Iterator[Trial]:
