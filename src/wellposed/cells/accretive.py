@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from wellposed.core.peel import on_tape, transforming
+from wellposed.core.peel import Outside, on_tape, transforming
 
 
 def accretive(F: Tensor, S: Tensor, margin: float) -> Tensor:
@@ -27,7 +27,7 @@ def accretive(F: Tensor, S: Tensor, margin: float) -> Tensor:
         margin: Positive.
     """
     if on_tape():
-        return _Accretive.apply(F, S, margin)  # pyright: ignore
+        return _Accretive.call(F, S, margin)
     return _accretive(F, S, margin)
 
 
@@ -45,7 +45,7 @@ def _accretive(F: Tensor, S: Tensor, margin: float) -> Tensor:
     return W
 
 
-class _Accretive(torch.autograd.Function):
+class _Accretive(Outside):
     @staticmethod
     def forward(ctx: Any, F: Tensor, S: Tensor, margin: float) -> Tensor:  # pyright: ignore
         ctx.save_for_backward(F)
@@ -98,7 +98,7 @@ def bounded(weights: Weights, margin: float, scale: float, terms: int) -> tuple[
         terms: Of the longest product, and some.
     """
     if on_tape():
-        return _Bounded.apply(margin, scale, terms, *weights)  # pyright: ignore
+        return _Bounded.call(margin, scale, terms, *weights)
     return _bounded(weights, margin, scale, terms)[:2]
 
 
@@ -123,7 +123,7 @@ def _bounded(
     return whole.diagonal_scatter(1 + torch.diagonal(whole)), psi, product
 
 
-class _Bounded(torch.autograd.Function):
+class _Bounded(Outside):
     @staticmethod
     def forward(  # pyright: ignore
         ctx: Any, margin: float, scale: float, terms: int, *given: Tensor

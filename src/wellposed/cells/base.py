@@ -30,7 +30,7 @@ class Cell(nn.Module, ABC):
         first = map_.start()
         if first is None:
             raise ShapeError(f"{type(self).__name__} must say where its iteration starts.")
-        return first.detach()
+        return first.detach() if first.requires_grad else first
 
 
 class AffineCell(Cell):

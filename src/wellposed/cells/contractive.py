@@ -15,7 +15,7 @@ from wellposed.core.activations import Activation, ReLU
 from wellposed.core.affine import Affine
 from wellposed.core.leading import Leading
 from wellposed.core.operators import Dense, Operator
-from wellposed.core.peel import on_tape
+from wellposed.core.peel import Outside, on_tape
 from wellposed.core.spectral import largest_singular, two_norm
 from wellposed.errors import ConfigError
 from wellposed.solvers.base import Solver
@@ -107,11 +107,11 @@ def shrunk(W: Tensor, bound: float, leading: Leading | None = None) -> Tensor:
         leading: Finds the norm within training, faster and within `ROOM`.
     """
     if on_tape():
-        return _Shrunk.apply(W, bound, leading)  # pyright: ignore
+        return _Shrunk.call(W, bound, leading)
     return W * shrink(Dense(W), bound)
 
 
-class _Shrunk(torch.autograd.Function):
+class _Shrunk(Outside):
     @staticmethod
     def forward(ctx: Any, W: Tensor, bound: float, leading: Leading | None) -> Tensor:  # pyright: ignore
         with torch.autocast(W.device.type, enabled=False):

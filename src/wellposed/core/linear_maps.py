@@ -79,6 +79,20 @@ class LinearMap(Map):
     def __call__(self, z: Tensor) -> Tensor:
         return self.matvec(z) + self.rhs if self._fused is None else self._fused(z, self.rhs)
 
+    @property
+    @override
+    def closed(self) -> bool:
+        return self._fused is not None
+
+    @override
+    def repeated(self, z: Tensor, times: int) -> Tensor:
+        fused, rhs = self._fused, self.rhs
+        if fused is None:
+            return super().repeated(z, times)
+        for _ in range(times):
+            z = fused(z, rhs)
+        return z
+
     @override
     def start(self) -> Tensor:
         return self.rhs

@@ -26,6 +26,8 @@ from wellposed.errors import ConfigError
 # products with 85 to 87 columns were measured to take longer than with 88, up to a fifth; the
 # number of rows has no say: what a sample gets must not depend on its batch
 _REGISTER, _FEW, _WIDE = 8, 3, 64
+# kernels between tensors take half the time of those with a number
+_ONE = torch.ones((), dtype=torch.float32, device="cpu")
 
 
 class Map(ABC):
@@ -57,6 +59,17 @@ class Map(ABC):
     @abstractmethod
     def __call__(self, z: Tensor) -> Tensor:
         """``f(z)``, of the shape of ``z``."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``f(z)`` is known to have the shape and the precision of ``z``."""
+        return False
+
+    def repeated(self, z: Tensor, times: int) -> Tensor:
+        """``f`` applied `times` times, one after the other."""
+        for _ in range(times):
+            z = self(z)
+        return z
 
     def start(self) -> Tensor | None:
         """A first iterate, if the map knows its state's shape."""
@@ -183,6 +196,20 @@ class AffineMap(Map):
             return torch.relu_(v)
         return self._activate(v)
 
+    @property
+    @override
+    def closed(self) -> bool:
+        return True
+
+    @override
+    def repeated(self, z: Tensor, times: int) -> Tensor:
+        if self.feedback is not None or torch.is_grad_enabled() or not _is_relu(self.activation):
+            return super().repeated(z, times)
+        step = self.operator.shifted(self.offset)
+        for _ in range(times):
+            z = torch.relu_(step(z))
+        return z
+
     @override
     def widened(self) -> AffineMap | None:
         operator, offset = self.operator, self.offset
@@ -212,7 +239,7 @@ class AffineMap(Map):
         form = self.resolved()
         if form.feedback is None or not _is_relu(self.activation):
             return form
-        scale = torch.rsub(form.feedback, 1).reciprocal()
+        scale = form.gain
         return AffineMap(
             form.operator.scale_rows(scale),
             form.offset * scale,
@@ -236,6 +263,12 @@ class AffineMap(Map):
         return AffineMap(rest, self.offset, self.activation, a, canonical_form=True)
 
     @property
+    def gain(self) -> Tensor:
+        """``1 / (1 - a)``: the slope of the resolved ReLU where it is active."""
+        assert self.feedback is not None
+        return torch.sub(_ONE, self.feedback).reciprocal()
+
+    @property
     def raw(self) -> bool:
         """Whether the operator has its own diagonal still."""
         return self.feedback is None and not self.canonical_form
@@ -249,13 +282,13 @@ class AffineMap(Map):
         """
         if _is_relu(self.activation) and image is not None:
             on = image.sign()
-            return on if self.feedback is None else on * torch.rsub(self.feedback, 1).reciprocal()
+            return on if self.feedback is None else on * self.gain
         v = self.operator.apply(z, self.offset)
         if self.feedback is None:
             return self.activation.slope(v)
         if _is_relu(self.activation):
             # ``a relu(v) / (1 - a) + v`` has the sign of ``v``
-            return self.activation.slope(v) * torch.rsub(self.feedback, 1).reciprocal()
+            return self.activation.slope(v) * self.gain
         d = self.activation.slope(self.feedback * self._activate(v) + v)
         return d / (1 - d * self.feedback)
 

@@ -8,6 +8,7 @@ on a single output component (a diagonal, a bias, a row scale) has a shape that 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal, Self, final
@@ -54,6 +55,10 @@ class Operator(ABC):
     @abstractmethod
     def apply(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
         """``M x + offset``."""
+
+    def shifted(self, offset: Tensor) -> Callable[[Tensor], Tensor]:
+        """The function ``x -> M x + offset``, for use in a loop."""
+        return lambda x: self.apply(x, offset)
 
     @abstractmethod
     def adjoint(self, y: Tensor, offset: Tensor | None = None) -> Tensor:
@@ -183,6 +188,11 @@ class Dense(Operator):
         return torch.addmm(offset, x, self.matrix.mT)
 
     @override
+    def shifted(self, offset: Tensor) -> Callable[[Tensor], Tensor]:
+        turned = self.matrix.mT
+        return lambda x: torch.addmm(offset, x, turned)
+
+    @override
     def adjoint(self, y: Tensor, offset: Tensor | None = None) -> Tensor:
         if offset is None:
             return torch.mm(y, self.matrix)
@@ -195,6 +205,12 @@ class Dense(Operator):
     @override
     def diagonal(self) -> Tensor:
         return torch.diagonal(self.matrix) if self._parts is None else self._parts[1]
+
+    @property
+    @override
+    def square(self) -> bool:
+        rows, columns = self._shape
+        return rows == columns
 
     @override
     def off_diagonal(self) -> Dense:

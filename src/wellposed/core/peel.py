@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-
-def wrapped(x: Tensor) -> bool:
-    """Whether `x` belongs to a `torch.func` transform (vmap, grad, jvp)."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore
+# called often in every solve, where a function of our own around them would be felt
+wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore
+"""Whether a tensor belongs to a `torch.func` transform (vmap, grad, jvp)."""
+transforming: Callable[[], bool] = torch._C._are_functorch_transforms_active  # pyright: ignore
+"""Whether a `torch.func` transform surrounds the caller."""
 
 
 def plain(x: Tensor) -> Tensor:
@@ -23,11 +27,6 @@ def plain(x: Tensor) -> Tensor:
         return x.detach()
 
 
-def transforming() -> bool:
-    """Whether a `torch.func` transform surrounds the caller."""
-    return torch._C._are_functorch_transforms_active()  # pyright: ignore
-
-
 def forward_mode() -> bool:
     """Whether a level of forward-mode differentiation surrounds the caller."""
     return forward_ad._current_level >= 0  # pyright: ignore
@@ -39,3 +38,12 @@ def on_tape() -> bool:
     Only there a backward pass that is written by hand may replace autograd's own.
     """
     return torch.is_grad_enabled() and not transforming() and not forward_mode()
+
+
+class Outside(torch.autograd.Function):
+    """A Function for use outside of function transforms, where it is called with less ado."""
+
+    @classmethod
+    def call(cls, *args: Any) -> Any:
+        """`apply`, without looking for transforms that nobody is in."""
+        return super(torch.autograd.Function, cls).apply(*args)  # pyright: ignore

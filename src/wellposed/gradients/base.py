@@ -14,6 +14,8 @@ from wellposed.core.maps import AffineMap, Map
 from wellposed.core.peel import wrapped
 from wellposed.solvers.base import Solution, Solver, Stopping, solve
 
+AS_IT_IS = nullcontext()
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -74,4 +76,4 @@ def steady_precision(map_: Map, x: Tensor) -> AbstractContextManager[object]:
     """
     if isinstance(map_, AffineMap) and autocasting(x):
         return torch.autocast(x.device.type, enabled=False)
-    return nullcontext()
+    return AS_IT_IS

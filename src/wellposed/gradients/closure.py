@@ -8,7 +8,6 @@ construction would be wrong, silently, and is refused.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,7 +54,7 @@ def attach_closure(problem: Problem, adjoint: Adjoint) -> Solution:
     stopping = adjoint.stopping(problem.stopping, z.dtype, coarse=coarse)
     pull = _Pull(problem.map_.detach(), adjoint, stopping, report)
     value: Tensor = _Reattach.apply(pull, z, fz)  # pyright: ignore
-    return replace(solution, value=value, adjoint=report if adjoint.report else None)
+    return solution.on_tape(value, report if adjoint.report else None)
 
 
 def _level(x: Tensor) -> int:

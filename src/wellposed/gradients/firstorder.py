@@ -33,8 +33,8 @@ def pull_back(
     """Solve the adjoint equation at `z` for the cotangent `g`.
 
     Args:
-        map_: The map, without history.
-        z: Fixed points, without history.
+        map_: The map; no history of its tensors is followed.
+        z: Fixed points; neither is theirs.
         g: Cotangent of `z`.
         needed: Which of the map's tensors want a gradient.
         solver: Of the linear equation.
@@ -88,7 +88,7 @@ def _affine(
     linear = LinearMap(
         transposed,
         slopes * g,
-        (operator.weight, slopes),
+        (operator.weight.detach(), slopes),
         (False, True),
         fuse=fused,
         form=Transpose(operator, map_.memo, type(map_.activation) is ReLU) if split else None,
@@ -101,6 +101,7 @@ def _affine(
         shape = map_.feedback.shape
         # s -> psi(a, s) has d psi / d a = z d psi / d s
         if weight is not None and isinstance(operator, Dense) and shape == flow.shape[1:]:
+            # (a view of another gradient would change with it when that one is added to)
             out.append(torch.diagonal(weight).clone() if needed[2] else None)
         else:
             out.append((flow * z).sum_to_size(1, *shape)[0] if needed[2] else None)

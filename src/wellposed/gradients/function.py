@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -20,18 +20,28 @@ from torch.func import jvp, vjp
 
 from wellposed.core.linear_maps import LinearMap
 from wellposed.core.maps import AffineMap, Map
-from wellposed.core.peel import forward_mode, plain, transforming, wrapped
+from wellposed.core.peel import Outside, forward_mode, plain, transforming, wrapped
 from wellposed.errors import ConfigError, NonConvergenceWarning
-from wellposed.gradients.base import Problem, autocasting, steady_precision
+from wellposed.gradients.base import AS_IT_IS, Problem, autocasting, steady_precision
 from wellposed.gradients.firstorder import pull_back
 from wellposed.solvers.auto import Auto
-from wellposed.solvers.base import AdjointReport, Solution, Stopping, describe, solve_with_image
+from wellposed.solvers.base import (
+    AdjointReport,
+    Solution,
+    Solver,
+    Stopping,
+    Tally,
+    describe,
+    solve_with_image,
+)
 from wellposed.solvers.krylov import LinearSolver, Stationary
 from wellposed.solvers.picard import Jacobi, Picard
 from wellposed.solvers.splitting import Reflected
 from wellposed.solvers.transposed import Transposed
 
 _HALF_RTOL = 1e-2
+_CANONICAL = (Auto, Jacobi)
+_FAITHFUL = (Picard, Reflected)
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class Adjoint:
             rtol = max(3 * forward.tolerances(dtype)[0], 8 * torch.finfo(dtype).eps)
             if coarse:
                 rtol = max(rtol, _HALF_RTOL)
-            if isinstance(self.solver, Stationary):
+            if type(self.solver) is Stationary:
                 # plain iteration is as fast as the forward one and has less to reach
                 first = max(first - 1, 1)
         return _stopping_of(rtol, self.max_evaluations, first)
@@ -69,13 +79,10 @@ class Adjoint:
         """Write down how the equation was solved; warn if it was not."""
         if not self.report:
             return
-        report.evaluations = plain(found.evaluations)
-        report.residual = plain(found.residual)
-        report.status = plain(found.status)
-        if not found.clean and int(torch.count_nonzero(report.status)):
-            told = replace(found, status=report.status, residual=report.residual)
+        report.tally = tally = found.tally.plain()
+        if not found.clean and int(torch.count_nonzero(tally.read()[2])):
             warnings.warn(
-                f"Adjoint equation: {describe(told)} The gradient is not exact.",
+                f"Adjoint equation: {describe(tally)} The gradient is not exact.",
                 NonConvergenceWarning,
                 stacklevel=3,
             )
@@ -91,42 +98,45 @@ class Equation:
     """What the Function needs besides tensors; `solution` is written by its forward pass.
 
     Args:
-        problem: In the form that is differentiated: the canonical one.
+        map_: In the form that is differentiated: the canonical one.
+        solver: Of the fixed point.
+        stopping: Its tolerances.
         adjoint: How the linear equations are solved.
         report: Filled by the backward pass.
         given: The form that the solver was given, with the same fixed points.
         linear: Whether this is itself an adjoint or tangent equation.
         solution: Without its graph.
         image: What the canonical form makes of it, if that is known.
+        own: Whether the tensors of `map_` are those that the Function was given.
     """
 
-    problem: Problem
+    map_: Map
+    solver: Solver
+    stopping: Stopping
     adjoint: Adjoint
     report: AdjointReport
     given: Map | None = None
     linear: bool = False
     solution: Solution | None = None
     image: Tensor | None = None
+    own: bool = False
 
     def solve(self, tensors: tuple[Tensor, ...], start: Tensor) -> Tensor:
         """Solve for these numbers, off the tape."""
-        problem = self.problem
-        map_ = self.given or problem.map_.with_tensors(tensors).canonical()
+        solver, given = self.solver, self.given
+        map_ = given or (self.map_ if self.own else self.map_.with_tensors(tensors)).canonical()
         with steady_precision(map_, start):
-            if isinstance(map_, LinearMap) and self.linear:
-                found = self.adjoint.solver.solve(map_, problem.stopping)
+            if self.linear and isinstance(map_, LinearMap):
+                found = self.adjoint.solver.solve(map_, self.stopping)
             else:
-                found, image = solve_with_image(map_, start, problem.solver, problem.stopping)
+                found, image = solve_with_image(map_, start, solver, self.stopping)
                 # plain iteration and splittings leave the map as it was given
-                alike = isinstance(problem.solver, Picard | Reflected)
-                kept = alike and self.given is problem.map_
-                self.image = image if kept or self.given is None else None
+                kept = given is None or (given is self.map_ and isinstance(solver, _FAITHFUL))
+                self.image = image if kept else None
         value = found.value
         if any(map(wrapped, (start, *tensors))):
             # a transform's wrappers die with it: what is kept must be plain numbers
-            found = Solution(
-                plain(value), plain(found.residual), plain(found.evaluations), plain(found.status)
-            )
+            found = Solution(plain(value), Tally(*map(plain, found.tally.read())))
         self.solution = found
         return value
 
@@ -146,19 +156,19 @@ def attach_equation(problem: Problem, adjoint: Adjoint) -> Solution:
     # with the diagonal kept apart its derivatives cost the least
     # (a splitting has the inverse of the map as it was given, and its own way with slopes)
     # (where plain iteration has no use for the canonical form, `pull_back` forms it off the tape)
-    fit = isinstance(adjoint.solver, Transposed) or isinstance(problem.solver, Picard)
-    map_ = problem.map_ if fit and _given(problem.map_) else problem.map_.resolved()
+    given, solver = problem.map_, problem.solver
+    fit = type(adjoint.solver) is Transposed or type(solver) is Picard
+    map_ = given if fit and _given(given) else given.resolved()
+    tensors = map_.tensors
     report = AdjointReport()
     # these iterate the canonical form, which need not be formed twice;
     # a transform hands the Function other numbers than those that the given form holds
-    same = isinstance(problem.solver, (Auto, Jacobi)) or any(map(wrapped, map_.tensors))
-    given = None if same else problem.map_
-    told = problem if map_ is problem.map_ else replace(problem, map_=map_)
-    node = Equation(told, adjoint, report, given=given)
-    value = _apply(node, problem.start, map_.tensors)
+    same = type(solver) in _CANONICAL or any(map(wrapped, tensors))
+    node = Equation(map_, solver, problem.stopping, adjoint, report, given=None if same else given)
+    value = _apply(node, problem.start, tensors)
     found = node.take()
     assert found is not None
-    return replace(found, value=value, adjoint=report if adjoint.report else None)
+    return found.on_tape(value, report if adjoint.report else None)
 
 
 def _given(map_: Map) -> bool:
@@ -200,21 +210,20 @@ class FixedPoint(torch.autograd.Function):
             )
         z, *tensors = ctx.saved_tensors
         node: Equation = ctx.node
-        map_, needed = node.problem.map_, ctx.needs_input_grad[2:]
+        map_, needed = node.map_, ctx.needs_input_grad[2:]
         with _precision_of(ctx.cast, map_, z):
             if not torch.is_grad_enabled() and not wrapped(g):
-                now = map_.with_tensors(tuple(t.detach() for t in tensors))
-                stopping = _stopping(node, z)
+                adjoint = node.adjoint
                 found, out = pull_back(
-                    now,
-                    z.detach(),
+                    map_ if node.own else map_.with_tensors(tuple(tensors)),
+                    z,
                     g,
                     needed,
-                    solver=node.adjoint.solver,
-                    stopping=stopping,
+                    solver=adjoint.solver,
+                    stopping=_stopping(node, z),
                     image=node.image,
                 )
-                node.adjoint.record(node.report, found)
+                adjoint.record(node.report, found)
                 return (None, None, *out)
             f = _function(map_)
 
@@ -231,7 +240,7 @@ class FixedPoint(torch.autograd.Function):
         """The tangent equation."""
         z, *tensors = ctx.saved_tensors
         node: Equation = ctx.node
-        f = _function(node.problem.map_)
+        f = _function(node.map_)
         moved = tuple(
             torch.zeros_like(t) if d is None else d
             for t, d in zip(tensors, tangents[2:], strict=True)
@@ -240,12 +249,12 @@ class FixedPoint(torch.autograd.Function):
         def forward(z: Tensor, *args: Tensor) -> Callable[[Tensor], Tensor]:
             return lambda v: jvp(lambda s: f(s, *args), (z,), (v,))[1]
 
-        with _precision_of(ctx.cast, node.problem.map_, z):
+        with _precision_of(ctx.cast, node.map_, z):
             direct = jvp(lambda *args: f(z, *args), tuple(tensors), moved)[1]
             return _linear(node, forward, direct, z, tensors)
 
 
-class _Direct(torch.autograd.Function):
+class _Direct(Outside):
     """The same outside function transforms, where PyTorch calls it with far less ado.
 
     (A Function with `setup_context` has its signature inspected at every call.)
@@ -262,8 +271,13 @@ class _Direct(torch.autograd.Function):
 
 
 def _apply(node: Equation, start: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
-    kind = FixedPoint if transforming() else _Direct
-    return kind.apply(node, start, *tensors)  # pyright: ignore
+    if transforming():
+        return FixedPoint.apply(node, start, *tensors)  # pyright: ignore
+    if any(map(wrapped, tensors)):
+        # of a transform that is over: `apply` takes what is left of it off
+        return _Direct.apply(node, start, *tensors)  # pyright: ignore
+    node.own = True
+    return _Direct.call(node, start, *tensors)
 
 
 def _function(map_: Map) -> Callable[..., Tensor]:
@@ -273,9 +287,9 @@ def _function(map_: Map) -> Callable[..., Tensor]:
 
 def _stopping(node: Equation, z: Tensor) -> Stopping:
     if node.linear:
-        return node.problem.stopping
-    coarse = autocasting(z) and not isinstance(node.problem.map_, AffineMap)
-    return node.adjoint.stopping(node.problem.stopping, z.dtype, coarse=coarse)
+        return node.stopping
+    coarse = autocasting(z) and not isinstance(node.map_, AffineMap)
+    return node.adjoint.stopping(node.stopping, z.dtype, coarse=coarse)
 
 
 def _precision_of(
@@ -284,7 +298,7 @@ def _precision_of(
     """The mixed precision of the forward pass, whatever surrounds the backward pass."""
     if cast is not None and not isinstance(map_, AffineMap):
         return torch.autocast(cast[0], dtype=cast[1])
-    return torch.autocast(z.device.type, enabled=False) if autocasting(z) else nullcontext()
+    return torch.autocast(z.device.type, enabled=False) if autocasting(z) else AS_IT_IS
 
 
 def _linear(
@@ -295,12 +309,12 @@ def _linear(
     tensors: list[Tensor],
 ) -> Tensor:
     """Solve ``u = M(z, tensors) u + rhs`` as a fixed point on the tape."""
-    flags = node.problem.map_.batched
+    flags = node.map_.batched
     # inside a function transform a Jacobian product cannot be rebuilt on fewer rows
     flags = None if flags is None or wrapped(rhs) or wrapped(z) else (True, *flags)
     map_ = LinearMap(make, rhs, (z, *tensors), flags)
-    inner = Problem(map_, rhs, node.problem.solver, _stopping(node, z))
-    below = Equation(inner, node.adjoint, node.report, linear=True)
+    stopping = _stopping(node, z)
+    below = Equation(map_, node.solver, stopping, node.adjoint, node.report, linear=True)
     u = _apply(below, rhs, map_.tensors)
     found = below.take()
     if found is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 from typing_extensions import override
@@ -11,7 +11,7 @@ from wellposed.errors import ConfigError
 from wellposed.gradients.base import Gradient, Problem
 from wellposed.gradients.closure import attach_closure, captures
 from wellposed.gradients.function import Adjoint, attach_equation
-from wellposed.solvers.base import Solution, Solver
+from wellposed.solvers.base import Solution
 from wellposed.solvers.krylov import LinearSolver, Stationary
 from wellposed.solvers.splitting import Reflected
 from wellposed.solvers.transposed import Transposed
@@ -38,21 +38,21 @@ class Implicit(Gradient):
     adjoint: LinearSolver | None = None
     rtol: float | None = None
     max_evaluations: int = 2000
+    _usual: Adjoint = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.rtol is not None and not 0 <= self.rtol < 1:
             raise ConfigError(f"`rtol` must lie in [0, 1), got {self.rtol}.")
         if self.max_evaluations < 1:
             raise ConfigError(f"`max_evaluations` must be at least 1, got {self.max_evaluations}.")
+        usual = Adjoint(self.adjoint or Stationary(), self.rtol, self.max_evaluations)
+        object.__setattr__(self, "_usual", usual)
 
     @override
     def attach(self, problem: Problem) -> Solution:
-        chosen = _suited(problem.solver) if self.adjoint is None else self.adjoint
-        adjoint = Adjoint(chosen, self.rtol, self.max_evaluations)
+        adjoint = self._usual
+        if self.adjoint is None and isinstance(problem.solver, Reflected):
+            adjoint = Adjoint(Transposed(problem.solver), self.rtol, self.max_evaluations)
         if captures(problem):
             return attach_closure(problem, adjoint)
         return attach_equation(problem, adjoint) if problem.differentiable else problem.run()
-
-
-def _suited(solver: Solver) -> LinearSolver:
-    return Transposed(solver) if isinstance(solver, Reflected) else Stationary()

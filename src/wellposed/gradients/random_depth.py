@@ -11,12 +11,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from wellposed.core.linear_maps import LinearMap
-from wellposed.core.peel import plain
 from wellposed.errors import ConfigError
 from wellposed.gradients.base import Gradient, Problem
 from wellposed.gradients.closure import attach_closure, captures
 from wellposed.gradients.function import Adjoint, attach_equation
-from wellposed.solvers.base import Solution, Stopping
+from wellposed.solvers.base import Solution, Stopping, Tally
 from wellposed.solvers.krylov import LinearSolver
 
 
@@ -88,5 +87,4 @@ class _RandomSeries(LinearSolver):
                 for _ in range(count):
                     u = map_.matvec(u)
                 u, count = map_.rhs + self.weight * u, count + 1
-        rows = plain(u).new_zeros(len(u))
-        return Solution(u, rows * torch.nan, rows.long() + count, rows.to(torch.int8))
+        return Solution(u, Tally.unmeasured(u, count))

@@ -21,7 +21,7 @@ from wellposed.errors import ConfigError
 from wellposed.gradients.base import Gradient, Problem, steady_precision
 from wellposed.gradients.closure import attach_closure, captures
 from wellposed.gradients.function import Adjoint, attach_equation
-from wellposed.solvers.base import Solution, Status, Stopping
+from wellposed.solvers.base import Solution, Status, Stopping, Tally
 from wellposed.solvers.krylov import LinearSolver
 
 
@@ -142,7 +142,7 @@ def _measure(problem: Problem, z: Tensor, steps: int) -> Solution:
     status = torch.where(residual <= atol + rtol * size, Status.CONVERGED, Status.BUDGET)
     status = torch.where(residual < torch.inf, status, Status.NONFINITE).to(torch.int8)
     count = torch.full_like(status, steps + 1, dtype=torch.long)
-    return Solution(z, residual, count, status, map_)
+    return Solution(z, Tally(residual, count, status), map_)
 
 
 def _attach_series(problem: Problem, terms: int) -> Solution:
@@ -166,8 +166,7 @@ class _Series(LinearSolver):
             u = map_.rhs
             for _ in range(self.terms - 1):
                 u = map_(u)
-        rows = plain(u).new_zeros(len(u))
-        return Solution(u, rows * torch.nan, rows.long() + self.terms, rows.to(torch.int8))
+        return Solution(u, Tally.unmeasured(u, self.terms))
 
 
 def _check_steps(name: str, value: int) -> None:

@@ -20,7 +20,7 @@ from wellposed.gradients.implicit import Implicit
 from wellposed.nn.functional import check_batch, default_stopping
 from wellposed.nn.functional import fixed_point as fixed_point
 from wellposed.solvers.auto import Auto
-from wellposed.solvers.base import Solution, Solver, Status, Stopping, describe
+from wellposed.solvers.base import Solution, Solver, Status, Stopping, Tally, describe
 from wellposed.solvers.picard import Picard
 
 _TRAINING_LOOK = 4
@@ -104,14 +104,15 @@ class Equilibrium(nn.Module):
             stopping = default_stopping(map_, start)
             if self.training:
                 # in small states a look costs more than an evaluation does
-                cheap = isinstance(self.solver, Picard) and isinstance(map_, AffineMap)
+                cheap = type(self.solver) is Picard and isinstance(map_, AffineMap)
                 cheap = cheap and start.ndim == 2
                 stopping = _in_training(stopping.rtol, self.solver.stride, cheap=cheap)
         solution = self.gradient.attach(Problem(map_, start, self.solver, stopping))
         broken = _broken_inputs(map_, x)
         if broken is not None:
             codes = torch.where(broken, Status.NONFINITE, solution.status).to(torch.int8)
-            solution = replace(solution, status=codes, clean=False)
+            tally = Tally(solution.residual, solution.evaluations, codes)
+            solution = replace(solution, tally=tally, clean=False)
         if fill:
             solution = _first(solution, rows)
         self._react(solution)
@@ -126,25 +127,24 @@ class Equilibrium(nn.Module):
     def _react(self, solution: Solution) -> None:
         told = Solution(
             plain(solution.value),
-            plain(solution.residual),
-            plain(solution.evaluations),
-            plain(solution.status),
+            solution.tally.plain(),
             adjoint=solution.adjoint,
             clean=solution.clean,
         )
-        self.last = told
+        # (`nn.Module` looks at whatever is set whether it is a parameter or a module)
+        self.__dict__["last"] = told
         action = self.on_failure or ("warn" if self.training else "raise")
         if told.clean or action == "ignore" or not int(torch.count_nonzero(told.status)):
             return
         if action == "raise":
             raise NonConvergenceError(
-                describe(told),
+                describe(told.tally),
                 hint="raise `max_evaluations`, choose `solver=Auto()`, or set "
                 '`on_failure="warn"` and read `layer.last.status`.',
             )
         if not self._warned:
             self._warned = True
-            warnings.warn(describe(told), NonConvergenceWarning, stacklevel=4)
+            warnings.warn(describe(told.tally), NonConvergenceWarning, stacklevel=4)
 
     @override
     def __getstate__(self) -> dict[str, Any]:  # pyright: ignore
@@ -185,8 +185,6 @@ def _first(solution: Solution, rows: int) -> Solution:
     return replace(
         solution,
         value=solution.value[:rows],
-        residual=solution.residual[:rows],
-        evaluations=solution.evaluations[:rows],
-        status=solution.status[:rows],
+        tally=Tally(*(t[:rows] for t in solution.tally.read())),
         map_=map_,
     )

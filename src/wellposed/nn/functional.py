@@ -72,7 +72,7 @@ def fixed_point(
 
 def default_stopping(map_: Map, z: Tensor, rtol: float | None = None) -> Stopping:
     """Tolerances that can be reached: 1e-2 where products are rounded to half precision."""
-    if isinstance(map_, FunctionMap) and autocasting(z):
+    if type(map_) is FunctionMap and autocasting(z):
         return Stopping(rtol=1e-2)
     return _relative(rtol)
 

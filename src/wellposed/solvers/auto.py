@@ -90,6 +90,16 @@ class Auto(Solver):
         out, steps = quasi_newton(z, fz, steps, MEMORY, plainly=None if whole else ~slow)
         return out, Watch(None, level, slow, whole, steps, seen)
 
+    @override
+    def advance(self, map_: Map, z: Tensor, state: Watch, times: int) -> tuple[Tensor, Watch]:
+        if state.seen or not FIRST <= times < FIRST + STRIDE:
+            return super().advance(map_, z, state, times)
+        # no rate is looked at before: the same iterates without the bookkeeping of each
+        z = map_.repeated(z, FIRST - 1)
+        fz = map_(z)
+        first = z, fz
+        return map_.repeated(fz, times - FIRST), Watch(first, None, None, False, None, times)
+
 
 def distance(z: Tensor, fz: Tensor) -> Tensor:
     """Norm of the step from `z` to `fz`, a sample."""

@@ -1,4 +1,4 @@
-"""Solver, Solution, Status and `solve`: the only loop over nonlinear iterations.
+"""Solver, Stopping and `solve`: the only loop over nonlinear iterations.
 
 A solver proposes the next iterate and nothing else. Stopping, counting, freezing and dropping
 samples that have converged happen here, once.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import inf, prod, sqrt
 from typing import Any, ClassVar, final
@@ -18,9 +19,13 @@ from torch.nn import functional
 
 from wellposed.core.maps import Map
 from wellposed.core.peel import plain, wrapped
-from wellposed.errors import ConfigError, NonConvergenceError, ShapeError
+from wellposed.errors import ConfigError, ShapeError
 from wellposed.solvers.looks import all_at_most, next_look, worthwhile
 from wellposed.solvers.rows import Ledger, Pages, Row, Sheet, cut_rows
+from wellposed.solvers.solution import AdjointReport as AdjointReport
+from wellposed.solvers.solution import Solution as Solution
+from wellposed.solvers.solution import Tally as Tally
+from wellposed.solvers.solution import describe as describe
 from wellposed.solvers.status import Status as Status
 
 
@@ -94,90 +99,11 @@ class Solver(ABC):
     def propose(self, map_: Map, z: Tensor, fz: Tensor, state: Any) -> tuple[Tensor, Any]:
         """The next iterate and memory, given the prepared map, an iterate and its value."""
 
-
-@dataclass(eq=False)
-class AdjointReport:
-    """Filled by the backward pass: how the adjoint equation was solved."""
-
-    evaluations: Tensor | None = None
-    residual: Tensor | None = None
-    status: Tensor | None = None
-
-    @property
-    def converged(self) -> bool | None:
-        """Whether every sample reached its tolerance; `None` before a backward pass."""
-        return None if self.status is None else bool((self.status == Status.CONVERGED).all())
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Solution:
-    """A batch of fixed points and what is known about each.
-
-    Args:
-        value: The iterates, one a sample.
-        residual: ``rms(f(z) - z)`` at `value`, a sample.
-        evaluations: Evaluations of the map that each sample took part in.
-        status: `Status` codes, a sample (int8).
-        map_: The prepared map, detached; `None` if it was not kept.
-        adjoint: Filled during a backward pass.
-        clean: Whether every sample is known to have converged without looking at `status`; false
-            if nobody knows.
-    """
-
-    value: Tensor
-    residual: Tensor
-    evaluations: Tensor
-    status: Tensor
-    map_: Map | None = None
-    adjoint: AdjointReport | None = None
-    clean: bool = False
-
-    @property
-    def converged(self) -> Tensor:
-        """Whether each sample reached its tolerance."""
-        return self.status == Status.CONVERGED
-
-    @property
-    def error_bound(self) -> Tensor | None:
-        """Certified bound of ``max_i |z_i - z*_i|``, a sample; `None` where nothing is proved.
-
-        Recomputed from the map's weights (`wellposed.core.posterior`); it holds whether or not
-        the solve converged.
-        """
-        if self.map_ is None:
-            return None
-        return self.map_.error_bound(self.value.detach())
-
-    def require(self) -> Solution:
-        """This solution if every sample converged.
-
-        Raises:
-            NonConvergenceError: Some sample did not.
-        """
-        failed = plain(self.status) != Status.CONVERGED
-        if bool(failed.any()):
-            raise NonConvergenceError(describe(self), hint=_HINT)
-        return self
-
-
-_HINT = (
-    "raise `max_evaluations`, loosen `rtol`, or choose `solver=Auto()`; `Solution.status` tells "
-    "which samples failed."
-)
-
-
-def describe(solution: Solution) -> str:
-    """One sentence about the samples that did not converge."""
-    status, residual = plain(solution.status), plain(solution.residual)
-    failed = status != Status.CONVERGED
-    kinds = [s for s in Status if s != Status.CONVERGED and bool((status == s).any())]
-    worst = float(residual[failed].nan_to_num(inf).max()) if bool(failed.any()) else 0.0
-    why = " and ".join(kind.message for kind in kinds)
-    return (
-        f"{int(failed.sum())} of {failed.numel()} samples did not converge (largest residual "
-        f"{worst:.3g}): {why}."
-    )
+    def advance(self, map_: Map, z: Tensor, state: Any, times: int) -> tuple[Tensor, Any]:
+        """What `propose` gives after `times` iterations of a closed map that nobody looks at."""
+        for _ in range(times):
+            z, state = self.propose(map_, z, z if self.stride > 1 else map_(z), state)
+        return z, state
 
 
 def rms(x: Tensor) -> Tensor:
@@ -210,7 +136,7 @@ def solve(
     Raises:
         ShapeError: The map changes the shape of its argument.
     """
-    with torch.no_grad():
+    with _off_the_tape():
         return _iterate(map_, start, solver, stopping or Stopping(), watch)[0]
 
 
@@ -221,8 +147,16 @@ def solve_with_image(
 
     `None` inside a function transform.
     """
-    with torch.no_grad():
+    with _off_the_tape():
         return _iterate(map_, start, solver, stopping, image=True)
+
+
+_NOTHING = nullcontext()
+
+
+def _off_the_tape() -> AbstractContextManager[object]:
+    # inside an autograd Function, where most solves happen, there is nothing to switch off
+    return torch.no_grad() if torch.is_grad_enabled() else _NOTHING
 
 
 def _iterate(
@@ -239,26 +173,31 @@ def _iterate(
     kept, rows = work, start.shape[0]
     z = start.detach()
     if not rows:
-        empty = z.new_zeros(0)
-        return Solution(z, empty, empty.long(), empty.to(torch.int8), kept), z
+        return Solution(z, Tally.unmeasured(z, 0), kept), z
 
     apart = not any(map(wrapped, (z, *work.tensors)))
     compact = work.batched is not None and apart
-    z, work, slots, pending = _fill(z, work) if compact else (z, work, None, None)
+    slots = pending = None
+    if compact and rows % work.block:
+        z, work, slots, pending = _fill(z, work)
     columns = z.shape[1] if z.ndim == 2 else 0
     wider = work.widened() if apart and columns else None
     if wider is not None:
         # the zeros stay zeros and add nothing to a norm
         z, work = functional.pad(z, (0, wider.tensors[1].shape[1] - columns)), wider
-    ledger: Ledger = Pages(rows) if apart else Sheet()
     waiting, entered = rows, 0
     state = solver.init(work, z)
     # norms are compared unscaled: the common iteration is two norms, a difference, a test, a count
-    unit = 1 / (sqrt(max(prod(start.shape[1:]), 1)) * solver.damping(map_))
-    slack, floor = rtol * solver.damping(map_), atol / unit
+    damping = solver.damping(map_)
+    unit = 1 / (sqrt(max(prod(start.shape[1:]), 1)) * damping)
+    slack, floor = rtol * damping, atol / unit
+    ledger: Ledger = Pages(rows, unit) if apart else Sheet(unit)
     wide = torch.float32 if z.dtype in (torch.float16, torch.bfloat16) else None
     axes = tuple(range(1, z.ndim))
     count, following, limit = 0, stopping.first_look, stopping.max_evaluations
+    if watch is None and work.closed:
+        count = min(following, limit) - 1
+        z, state = solver.advance(work, z, state, count)
 
     while True:
         count += 1
@@ -306,22 +245,17 @@ def _iterate(
                 entered = count
                 pending = None if waiting == room else pending
         z, state = solver.propose(work, z, fz, state)
-    value, residual, fz = ended.row
+    value, _, fz = ended.row
     if wider is not None:
         value = value[:, :columns].contiguous()
         fz = None if fz is None else fz[:, :columns].contiguous()
-    found = Solution(
-        value, residual * unit, ended.evaluations, ended.status, kept, clean=ended.clean
-    )
-    return found, fz
+    return Solution(value, ended.tally, kept, clean=ended.clean), fz
 
 
-def _fill(z: Tensor, work: Map) -> tuple[Tensor, Map, Tensor | None, Tensor | None]:
+def _fill(z: Tensor, work: Map) -> tuple[Tensor, Map, Tensor, Tensor]:
     """Repeat the first sample until the rows fill a block; also their slots and who is waiting."""
     rows = len(z)
     fill = -rows % work.block
-    if not fill:
-        return z, work, None, None
     slots = torch.cat([torch.arange(rows), torch.zeros(fill, dtype=torch.long)]).to(z.device)
     pending = torch.arange(rows + fill, device=z.device) < rows
     return z.index_select(0, slots), work.select(slots), slots, pending

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from wellposed.core.linear_maps import LinearMap
 from wellposed.core.peel import plain
-from wellposed.solvers.base import Solution, Status, Stopping
+from wellposed.solvers.base import Solution, Status, Stopping, Tally
 from wellposed.solvers.krylov import LinearSolver
 
 RESTARTS = 20
@@ -41,8 +41,7 @@ class BiCGSTAB(LinearSolver):
         shape = map_.rhs.shape
         rhs = map_.rhs.flatten(1)
         if not len(rhs):
-            empty = rhs.new_zeros(0)
-            return Solution(map_.rhs, empty, empty.long(), empty.to(torch.int8), map_)
+            return Solution(map_.rhs, Tally.unmeasured(rhs, 0), map_)
 
         def product(v: Tensor) -> Tensor:
             return v - map_.matvec(v.reshape(shape)).flatten(1)
@@ -64,7 +63,7 @@ class BiCGSTAB(LinearSolver):
         residual = _rms(r)
         code = torch.where(live, Status.BUDGET, Status.CONVERGED)
         code = torch.where(torch.isfinite(residual), code, Status.NONFINITE).to(torch.int8)
-        return Solution(u.reshape(shape), residual, spent.long(), code, map_)
+        return Solution(u.reshape(shape), Tally(residual, spent.long(), code), map_)
 
 
 def _cycle(

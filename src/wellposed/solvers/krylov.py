@@ -45,15 +45,17 @@ class Stationary(LinearSolver):
 
     rate: float = 0.6
     limit: int = 160
+    _method: _Residual = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:
             raise ConfigError(f"`rate` must lie in (0, 1), got {self.rate}.")
         check_window("limit", self.limit)
+        object.__setattr__(self, "_method", _Residual(10, self.limit, self.rate))
 
     @override
     def solve(self, map_: LinearMap, stopping: Stopping) -> Solution:
-        return solve(map_, map_.rhs, _Residual(10, self.limit, self.rate), stopping)
+        return solve(map_, map_.rhs, self._method, stopping)
 
 
 @final
@@ -137,3 +139,9 @@ class _Residual(Solver):
         if slow is not None:
             out = torch.where(slow.reshape(-1, *[1] * (z.ndim - 1)), out, fz)
         return out, _Relay(level, slow, history, seen)
+
+    @override
+    def advance(self, map_: Map, z: Tensor, state: _Relay, times: int) -> tuple[Tensor, _Relay]:
+        if self.rate is None or state.seen + times >= FIRST:
+            return super().advance(map_, z, state, times)
+        return map_.repeated(z, times), state._replace(seen=state.seen + times)

@@ -23,6 +23,10 @@ class Picard(Solver):
     def propose(self, map_: Map, z: Tensor, fz: Tensor, state: Any) -> tuple[Tensor, Any]:
         return fz, state
 
+    @override
+    def advance(self, map_: Map, z: Tensor, state: Any, times: int) -> tuple[Tensor, Any]:
+        return map_.repeated(z, times), state
+
 
 @final
 @dataclass(frozen=True)
@@ -42,6 +46,10 @@ class Jacobi(Solver):
     @override
     def propose(self, map_: Map, z: Tensor, fz: Tensor, state: Any) -> tuple[Tensor, Any]:
         return fz, state
+
+    @override
+    def advance(self, map_: Map, z: Tensor, state: Any, times: int) -> tuple[Tensor, Any]:
+        return map_.repeated(z, times), state
 
 
 @final

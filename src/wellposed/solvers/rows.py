@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from wellposed.core.peel import wrapped
+from wellposed.solvers.solution import Tally
 from wellposed.solvers.status import Status
 
 
@@ -32,13 +33,19 @@ class Ended(NamedTuple):
     """How all samples ended; `clean` if every one is known to have converged."""
 
     row: Row
-    evaluations: Tensor
-    status: Tensor
+    tally: Tally
     clean: bool = False
 
 
 class Ledger(ABC):
-    """What samples were at the moment they were done."""
+    """What samples were at the moment they were done.
+
+    Args:
+        unit: Makes residuals of the norms of steps.
+    """
+
+    def __init__(self, unit: float) -> None:
+        self.unit = unit
 
     @abstractmethod
     def write(self, now: Row, count: int, done: Tensor, slots: Tensor | None) -> None:
@@ -66,7 +73,8 @@ class Ledger(ABC):
 class Pages(Ledger):
     """Every row copied once, to a place of its own."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, unit: float) -> None:
+        super().__init__(unit)
         self.rows = rows
         self.pages: list[tuple[Tensor, list[Tensor], int]] = []
 
@@ -87,6 +95,8 @@ class Pages(Ledger):
         over: Tensor | None,
         clean: bool = False,
     ) -> Ended:
+        if clean and slots is None and not self.pages:
+            return Ended(now, Tally.together(now.residual, self.unit, count), clean=True)
         if slots is not None:
             live = torch.ones_like(slots, dtype=torch.bool) if live is None else live
             self.write(now, count, live, slots)
@@ -103,17 +113,19 @@ class Pages(Ledger):
                 assert whole is not None
                 whole.index_copy_(0, place, part)
             counts.index_fill_(0, place, then)
-        sound = clean and not self.pages
-        if sound or (over is None and isfinite(float(now.residual.amax()))):
-            return Ended(now, counts, torch.zeros_like(counts, dtype=torch.int8), clean=True)
-        return Ended(now, counts, _codes(now.residual, over))
+        residual = now.residual * self.unit
+        if over is None and isfinite(float(now.residual.amax())):
+            codes = torch.zeros_like(counts, dtype=torch.int8)
+            return Ended(now, Tally(residual, counts, codes), clean=True)
+        return Ended(now, Tally(residual, counts, _codes(now.residual, over)))
 
 
 @final
 class Sheet(Ledger):
     """For a batch inside a function transform, whose rows cannot be told apart."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: float) -> None:
+        super().__init__(unit)
         self.row: Row | None = None
         self.counts: Tensor | None = None
 
@@ -144,7 +156,9 @@ class Sheet(Ledger):
         self.write(now, count, live, slots)
         assert self.row is not None
         assert self.counts is not None
-        return Ended(self.row, self.counts, _codes(self.row.residual, over))
+        distance = self.row.residual
+        tally = Tally(distance * self.unit, self.counts, _codes(distance, over))
+        return Ended(self.row, tally)
 
 
 def _codes(residual: Tensor, over: Tensor | None) -> Tensor:
