@@ -11,7 +11,6 @@ from typing_extensions import override
 from wellposed.cells.checks import check_input
 from wellposed.core.affine import Affine
 from wellposed.core.maps import Map
-from wellposed.errors import ShapeError
 from wellposed.solvers.base import Solver
 
 
@@ -25,12 +24,9 @@ class Cell(nn.Module, ABC):
     def bind(self, x: Tensor) -> Map:
         """Inject the inputs once and return the map to iterate."""
 
-    def start(self, x: Tensor, map_: Map) -> Tensor:
-        """The first iterate for inputs `x`."""
-        first = map_.start()
-        if first is None:
-            raise ShapeError(f"{type(self).__name__} must say where its iteration starts.")
-        return first.detach() if first.requires_grad else first
+    def start(self, x: Tensor, map_: Map) -> Tensor | None:
+        """The first iterate for inputs `x`; `None` for that of the form that is iterated."""
+        return None
 
 
 class AffineCell(Cell):

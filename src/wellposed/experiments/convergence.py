@@ -54,9 +54,10 @@ def first_problem(model: nn.Module, x: Tensor) -> tuple[Problem, Tensor] | None:
 def race(problem: Problem, solvers: Mapping[str, Solver]) -> dict[str, Any]:
     """Residual against evaluations and CPU time, one entry a solver.
 
-    A solver that cannot be applied to the map, or diverges, is reported with the reason. All are
-    started at the same point; `distance` is the worst relative distance of where they end to the
-    solution in float64, which tells whether a small residual means a right answer.
+    A solver that cannot be applied to the map, or diverges, is reported with the reason. Each
+    starts at the value at 0 of the form that it iterates, as it does in use. `distance` is the
+    worst relative distance of where they end to the solution in float64, which tells whether a
+    small residual means a right answer.
     """
     truth = _truth(problem.map_, problem.start)
     stopping = Stopping(rtol=TARGET, max_evaluations=BUDGET)
@@ -96,10 +97,10 @@ def _run(problem: Problem, solver: Solver, stopping: Stopping) -> tuple[_Stopwat
     return watch, solve(problem.map_, problem.start, solver, stopping, watch=watch)
 
 
-def _truth(map_: Map, start: Tensor) -> Tensor:
+def _truth(map_: Map, start: Tensor | None) -> Tensor:
     exact = map_.with_tensors(tuple(t.double() for t in map_.detach().tensors))
     stopping = Stopping(rtol=1e-12, max_evaluations=5000)
-    return solve(exact, start.double(), Jacobi(), stopping).value
+    return solve(exact, None if start is None else start.double(), Jacobi(), stopping).value
 
 
 def _thinned(count: int) -> list[int]:

@@ -21,7 +21,7 @@ from wellposed.experiments.certified import RULE_2, certified_radii, certified_r
 from wellposed.experiments.convergence import BUDGET, TARGET, first_problem, histogram, race
 from wellposed.experiments.gallery import chosen, describe
 from wellposed.experiments.names import SOLVERS
-from wellposed.solvers.base import Solver
+from wellposed.solvers.base import Solver, first_iterate
 
 FINE = (0.001, 0.002, 0.005, 0.01)
 """Radii at which Lipschitz certificates live; the gradient attacks are run there too."""
@@ -162,18 +162,19 @@ def solver_convergence(
         return {**out, "none": "this network has no equilibrium layer"}
     whole, evaluations = found
     few = first_problem(model, images[:RACE]) or found
+    dtype = first_iterate(whole.map_, whole.start).dtype
     if solvers is None:
         solvers = {name: make() for name, make in SOLVERS.items()}
     return {
         **out,
         "samples": min(RACE, len(images)),
-        "dtype": str(whole.start.dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "solvers": race(few[0], solvers),
         "histogram": {
             **histogram(evaluations),
             "solver": type(whole.solver).__name__,
-            "rtol": whole.stopping.tolerances(whole.start.dtype)[0],
+            "rtol": whole.stopping.tolerances(dtype)[0],
         },
     }
 

@@ -24,7 +24,7 @@ class Problem:
 
     Args:
         map_: The map; its tensors carry the autograd history.
-        start: First iterates, without history.
+        start: First iterates, without history; `None` for those of the form that is iterated.
         solver: Proposes iterates.
         stopping: Tolerances and budget.
         closure: Whether the map is a plain function, which may depend on tensors that it does not
@@ -32,14 +32,14 @@ class Problem:
     """
 
     map_: Map
-    start: Tensor
+    start: Tensor | None
     solver: Solver
     stopping: Stopping
     closure: bool = False
 
     def run(self) -> Solution:
         """Solve, off the tape."""
-        with steady_precision(self.map_, self.start):
+        with steady_precision(self.map_):
             return solve(self.map_, self.start, self.solver, self.stopping)
 
     @property
@@ -68,12 +68,12 @@ def autocasting(x: Tensor) -> bool:
     return torch.is_autocast_enabled(x.device.type)
 
 
-def steady_precision(map_: Map, x: Tensor) -> AbstractContextManager[object]:
+def steady_precision(map_: Map) -> AbstractContextManager[object]:
     """Suspends automatic mixed precision while an affine map is iterated.
 
     A product rounded to bfloat16 has a relative residual near 4e-3 that no iteration can lower.
     General functions keep their mixed precision; their tolerances are widened instead.
     """
-    if isinstance(map_, AffineMap) and autocasting(x):
-        return torch.autocast(x.device.type, enabled=False)
+    if isinstance(map_, AffineMap) and autocasting(map_.offset):
+        return torch.autocast(map_.offset.device.type, enabled=False)
     return AS_IT_IS

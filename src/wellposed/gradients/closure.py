@@ -20,7 +20,7 @@ from wellposed.errors import ConfigError, HigherOrderError
 from wellposed.gradients.base import Problem, autocasting
 from wellposed.gradients.firstorder import transposed_of
 from wellposed.gradients.function import Adjoint
-from wellposed.solvers.base import AdjointReport, Solution
+from wellposed.solvers.base import AdjointReport, Solution, first_iterate
 
 
 def captures(problem: Problem) -> bool:
@@ -34,8 +34,9 @@ def captures(problem: Problem) -> bool:
     if not problem.closure or not torch.is_grad_enabled():
         return False
     map_ = problem.map_.detach()
-    probe = map_(problem.start)
-    inputs = (problem.start, *map_.tensors)
+    start = first_iterate(map_, problem.start)
+    probe = map_(start)
+    inputs = (start, *map_.tensors)
     if _level(probe) > max(_level(t) for t in inputs) or (wrapped(probe) and probe.requires_grad):
         raise ConfigError(
             "The function captures a tensor of a torch.func transform, which cannot be followed "

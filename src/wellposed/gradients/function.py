@@ -121,11 +121,11 @@ class Equation:
     image: Tensor | None = None
     own: bool = False
 
-    def solve(self, tensors: tuple[Tensor, ...], start: Tensor) -> Tensor:
+    def solve(self, tensors: tuple[Tensor, ...], start: Tensor | None) -> Tensor:
         """Solve for these numbers, off the tape."""
         solver, given = self.solver, self.given
         map_ = given or (self.map_ if self.own else self.map_.with_tensors(tensors)).canonical()
-        with steady_precision(map_, start):
+        with steady_precision(map_):
             if self.linear and isinstance(map_, LinearMap):
                 found = self.adjoint.solver.solve(map_, self.stopping)
             else:
@@ -134,7 +134,7 @@ class Equation:
                 kept = given is None or (given is self.map_ and isinstance(solver, _FAITHFUL))
                 self.image = image if kept else None
         value = found.value
-        if any(map(wrapped, (start, *tensors))):
+        if wrapped(value):
             # a transform's wrappers die with it: what is kept must be plain numbers
             found = Solution(plain(value), Tally(*map(plain, found.tally.read())))
         self.solution = found
@@ -181,7 +181,7 @@ class FixedPoint(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(node: Equation, start: Tensor, *tensors: Tensor) -> Tensor:  # pyright: ignore
+    def forward(node: Equation, start: Tensor | None, *tensors: Tensor) -> Tensor:  # pyright: ignore
         """Solve."""
         return node.solve(tensors, start)
 
@@ -261,7 +261,9 @@ class _Direct(Outside):
     """
 
     @staticmethod
-    def forward(ctx: Any, node: Equation, start: Tensor, *tensors: Tensor) -> Tensor:  # pyright: ignore
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, node: Equation, start: Tensor | None, *tensors: Tensor
+    ) -> Tensor:
         value = node.solve(tensors, start)
         FixedPoint.setup_context(ctx, (node, start, *tensors), value)
         return value
@@ -270,7 +272,7 @@ class _Direct(Outside):
     jvp = FixedPoint.jvp
 
 
-def _apply(node: Equation, start: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
+def _apply(node: Equation, start: Tensor | None, tensors: tuple[Tensor, ...]) -> Tensor:
     if transforming():
         return FixedPoint.apply(node, start, *tensors)  # pyright: ignore
     if any(map(wrapped, tensors)):

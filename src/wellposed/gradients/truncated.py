@@ -21,7 +21,7 @@ from wellposed.errors import ConfigError
 from wellposed.gradients.base import Gradient, Problem, steady_precision
 from wellposed.gradients.closure import attach_closure, captures
 from wellposed.gradients.function import Adjoint, attach_equation
-from wellposed.solvers.base import Solution, Status, Stopping, Tally
+from wellposed.solvers.base import Solution, Status, Stopping, Tally, first_iterate
 from wellposed.solvers.krylov import LinearSolver
 
 
@@ -94,7 +94,7 @@ class Phantom(Gradient):
         if not (problem.differentiable or captures(problem)):
             return solution
         map_, z = problem.map_.canonical(), solution.value.detach()
-        with steady_precision(map_, z):
+        with steady_precision(map_):
             for _ in range(self.k):
                 z = torch.lerp(z, map_(z), self.tau)
         # the steps give the gradient, the solve the value: it is the one that was reported on
@@ -121,8 +121,9 @@ class Unrolled(Gradient):
 
     @override
     def attach(self, problem: Problem) -> Solution:
-        map_, z = problem.map_.canonical(), problem.start
-        with steady_precision(map_, z):
+        map_ = problem.map_.canonical()
+        with steady_precision(map_):
+            z = first_iterate(map_, problem.start)
             for _ in range(self.steps):
                 z = map_(z)
             return _measure(replace(problem, map_=map_), z, self.steps)

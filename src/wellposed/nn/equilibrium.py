@@ -104,8 +104,11 @@ class Equilibrium(nn.Module):
             stopping = default_stopping(map_, start)
             if self.training:
                 # in small states a look costs more than an evaluation does
-                cheap = type(self.solver) is Picard and isinstance(map_, AffineMap)
-                cheap = cheap and start.ndim == 2
+                cheap = (
+                    type(self.solver) is Picard
+                    and isinstance(map_, AffineMap)
+                    and map_.offset.ndim == 2
+                )
                 stopping = _in_training(stopping.rtol, self.solver.stride, cheap=cheap)
         solution = self.gradient.attach(Problem(map_, start, self.solver, stopping))
         broken = _broken_inputs(map_, x)

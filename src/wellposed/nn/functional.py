@@ -18,7 +18,7 @@ from wellposed.solvers.picard import Picard
 
 def fixed_point(
     f: Callable[..., Tensor] | nn.Module | Map,
-    z0: Tensor,
+    z0: Tensor | None,
     *args: Tensor,
     solver: Solver | None = None,
     gradient: Gradient | None = None,
@@ -31,7 +31,8 @@ def fixed_point(
         f: A function of ``z`` and `args`, an `nn.Module` (its parameters then get gradients too),
             or a ready `Map`. Tensors that a function captures get first derivatives; a second
             derivative through such a function raises `HigherOrderError`.
-        z0: First iterates, batch first; no gradient flows to them.
+        z0: First iterates, batch first; no gradient flows to them. `None` leaves them to a `Map`
+            that knows where to start.
         args: Every tensor that a gradient shall flow to.
         solver: Proposes iterates.
         gradient: How the result is put on the tape.
@@ -40,11 +41,12 @@ def fixed_point(
             batch; without it all samples are evaluated until the last has converged.
 
     Raises:
-        ShapeError: `z0` is not a floating-point tensor with a batch dimension, or `f` does not
-            return a tensor of its shape and dtype.
+        ShapeError: `z0` is not a floating-point tensor with a batch dimension or is missing, or `f`
+            does not return a tensor of its shape and dtype.
         ConfigError: `batched` does not fit `args`, or a module inside `f` is not deterministic.
     """
-    check_batch(z0, "z0")
+    if z0 is not None:
+        check_batch(z0, "z0")
     if batched is not None and len(batched) != len(args):
         raise ConfigError(
             f"`batched` has {len(batched)} flags for {len(args)} arguments; one each is expected."
@@ -62,7 +64,7 @@ def fixed_point(
         map_ = FunctionMap(steady(f), args, batched)
     problem = Problem(
         map_,
-        z0.detach(),
+        None if z0 is None else z0.detach(),
         solver or Picard(),
         stopping or default_stopping(map_, z0),
         closure=not isinstance(f, Map | nn.Module),
@@ -70,9 +72,9 @@ def fixed_point(
     return (gradient or Implicit()).attach(problem)
 
 
-def default_stopping(map_: Map, z: Tensor, rtol: float | None = None) -> Stopping:
+def default_stopping(map_: Map, z: Tensor | None, rtol: float | None = None) -> Stopping:
     """Tolerances that can be reached: 1e-2 where products are rounded to half precision."""
-    if type(map_) is FunctionMap and autocasting(z):
+    if z is not None and type(map_) is FunctionMap and autocasting(z):
         return Stopping(rtol=1e-2)
     return _relative(rtol)
 

@@ -117,7 +117,7 @@ def squared_jacobian(
             return squared_jacobian(map_, z.detach(), probes=probes, generator=generator).detach()
     if not z.requires_grad:
         z = z.detach().requires_grad_()
-    with steady_precision(map_, z):
+    with steady_precision(map_):
         fz = map_(z)
     total = torch.zeros(len(z), dtype=z.dtype, device=z.device)
     if not fz.requires_grad:

@@ -114,7 +114,7 @@ def rms(x: Tensor) -> Tensor:
 
 def solve(
     map_: Map,
-    start: Tensor,
+    start: Tensor | None,
     solver: Solver,
     stopping: Stopping | None = None,
     *,
@@ -128,7 +128,7 @@ def solve(
 
     Args:
         map_: The map, batched over the first dimension.
-        start: First iterates.
+        start: First iterates; `None` for those of the form of the map that is iterated.
         solver: Proposes iterates.
         stopping: Tolerances and budget.
         watch: Called with the iterates and residuals of the live samples after each evaluation.
@@ -141,7 +141,7 @@ def solve(
 
 
 def solve_with_image(
-    map_: Map, start: Tensor, solver: Solver, stopping: Stopping
+    map_: Map, start: Tensor | None, solver: Solver, stopping: Stopping
 ) -> tuple[Solution, Tensor | None]:
     """`solve`, and what the prepared map makes of the solution: that was evaluated anyway.
 
@@ -159,19 +159,35 @@ def _off_the_tape() -> AbstractContextManager[object]:
     return torch.no_grad() if torch.is_grad_enabled() else _NOTHING
 
 
+def first_iterate(map_: Map, start: Tensor | None) -> Tensor:
+    """`start`, or by default where the map itself says that its iteration starts; off the tape.
+
+    Raises:
+        ShapeError: Nobody says.
+    """
+    first = map_.start() if start is None else start
+    if first is None:
+        raise ShapeError(
+            f"Nothing says where the iteration of a {type(map_).__name__} starts.",
+            hint="give first iterates, or override `Cell.start`.",
+        )
+    return first.detach()
+
+
 def _iterate(
     map_: Map,
-    start: Tensor,
+    start: Tensor | None,
     solver: Solver,
     stopping: Stopping,
     watch: Callable[[Tensor, Tensor], None] | None = None,
     *,
     image: bool = False,
 ) -> tuple[Solution, Tensor | None]:
-    rtol, atol = stopping.tolerances(start.dtype)
     work = solver.prepare(map_.detach())
-    kept, rows = work, start.shape[0]
-    z = start.detach()
+    z = first_iterate(work, start)
+    rtol, atol = stopping.tolerances(z.dtype)
+    kept, shape = work, z.shape
+    rows = shape[0]
     if not rows:
         return Solution(z, Tally.unmeasured(z, 0), kept), z
 
@@ -189,7 +205,7 @@ def _iterate(
     state = solver.init(work, z)
     # norms are compared unscaled: the common iteration is two norms, a difference, a test, a count
     damping = solver.damping(map_)
-    unit = 1 / (sqrt(max(prod(start.shape[1:]), 1)) * damping)
+    unit = 1 / (sqrt(max(prod(shape[1:]), 1)) * damping)
     slack, floor = rtol * damping, atol / unit
     ledger: Ledger = Pages(rows, unit) if apart else Sheet(unit)
     wide = torch.float32 if z.dtype in (torch.float16, torch.bfloat16) else None

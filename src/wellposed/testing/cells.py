@@ -11,7 +11,7 @@ from torch import Tensor
 from wellposed.cells.base import AffineCell, Cell
 from wellposed.core.norms import MaxNorm, TwoNorm
 from wellposed.errors import AuditError
-from wellposed.solvers.base import Status, Stopping, solve
+from wellposed.solvers.base import Status, Stopping, first_iterate, solve
 from wellposed.solvers.picard import Jacobi, Picard
 from wellposed.solvers.splitting import PeacemanRachford
 
@@ -51,7 +51,7 @@ def check_cell(cell: Cell, x: Tensor, *, max_evaluations: int = 1000) -> CellRep
     """
     passed = list[str]()
     map_ = cell.bind(x)
-    start = cell.start(x, map_)
+    start = first_iterate(map_, cell.start(x, map_))
     _require("one state a sample", len(start) == len(x) and start.ndim >= 2, passed)
     with torch.no_grad():
         one, two = map_(start), cell.bind(x)(start)

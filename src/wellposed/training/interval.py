@@ -164,7 +164,7 @@ def _embedded(cell: AffineCell, box: Interval, stopping: Stopping) -> tuple[Inte
     if affine.activation.slopes[0] < 0:
         raise refuse(cell, "", f"{affine.activation.name} is not increasing")
     map_ = embedded_map(affine, box.centre, box.radius)
-    found = fixed_point(map_, map_.start().detach(), solver=Auto(), stopping=stopping)
+    found = fixed_point(map_, None, solver=Auto(), stopping=stopping)
     lower, upper = found.value.chunk(2, 1)
     return Interval(lower, upper), map_
 
