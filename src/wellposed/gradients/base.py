@@ -15,6 +15,7 @@ from wellposed.core.peel import wrapped
 from wellposed.solvers.base import Solution, Solver, Stopping, solve
 
 AS_IT_IS = nullcontext()
+"""Changes nothing: a context for where there is nothing to switch off."""
 
 
 @final
