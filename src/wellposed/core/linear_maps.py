@@ -85,14 +85,5 @@ class LinearMap(Map):
         return self._fused is not None
 
     @override
-    def repeated(self, z: Tensor, times: int) -> Tensor:
-        fused, rhs = self._fused, self.rhs
-        if fused is None:
-            return super().repeated(z, times)
-        for _ in range(times):
-            z = fused(z, rhs)
-        return z
-
-    @override
     def start(self) -> Tensor:
         return self.rhs

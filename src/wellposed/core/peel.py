@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_ten
 """Whether a tensor belongs to a `torch.func` transform (vmap, grad, jvp)."""
 transforming: Callable[[], bool] = torch._C._are_functorch_transforms_active  # pyright: ignore
 """Whether a `torch.func` transform surrounds the caller."""
+
+AS_IT_IS = nullcontext()
+"""Changes nothing: a context for where there is nothing to switch off."""
 
 
 def plain(x: Tensor) -> Tensor:

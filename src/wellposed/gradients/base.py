@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import final
 
@@ -11,11 +11,8 @@ import torch
 from torch import Tensor
 
 from wellposed.core.maps import AffineMap, Map
-from wellposed.core.peel import wrapped
+from wellposed.core.peel import AS_IT_IS, wrapped
 from wellposed.solvers.base import Solution, Solver, Stopping, solve
-
-AS_IT_IS = nullcontext()
-"""Changes nothing: a context for where there is nothing to switch off."""
 
 
 @final

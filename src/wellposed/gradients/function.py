@@ -20,9 +20,9 @@ from torch.func import jvp, vjp
 
 from wellposed.core.linear_maps import LinearMap
 from wellposed.core.maps import AffineMap, Map
-from wellposed.core.peel import Outside, forward_mode, plain, transforming, wrapped
+from wellposed.core.peel import AS_IT_IS, Outside, forward_mode, plain, transforming, wrapped
 from wellposed.errors import ConfigError, NonConvergenceWarning
-from wellposed.gradients.base import AS_IT_IS, Problem, autocasting, steady_precision
+from wellposed.gradients.base import Problem, autocasting, steady_precision
 from wellposed.gradients.firstorder import pull_back
 from wellposed.solvers.auto import Auto
 from wellposed.solvers.base import (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import inf, prod, sqrt
 from typing import Any, ClassVar, final
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from wellposed.core.maps import Map
-from wellposed.core.peel import plain, wrapped
+from wellposed.core.peel import AS_IT_IS, plain, wrapped
 from wellposed.errors import ConfigError, ShapeError
 from wellposed.solvers.looks import all_at_most, next_look, worthwhile
 from wellposed.solvers.rows import Ledger, Pages, Row, Sheet, cut_rows
@@ -134,7 +134,7 @@ def solve(
         watch: Called with the iterates and residuals of the live samples after each evaluation.
 
     Raises:
-        ShapeError: The map changes the shape of its argument.
+        ShapeError: The map changes the shape of its argument, or nobody says where to start.
     """
     with _off_the_tape():
         return _iterate(map_, start, solver, stopping or Stopping(), watch)[0]
@@ -151,12 +151,9 @@ def solve_with_image(
         return _iterate(map_, start, solver, stopping, image=True)
 
 
-_NOTHING = nullcontext()
-
-
 def _off_the_tape() -> AbstractContextManager[object]:
     # inside an autograd Function, where most solves happen, there is nothing to switch off
-    return torch.no_grad() if torch.is_grad_enabled() else _NOTHING
+    return torch.no_grad() if torch.is_grad_enabled() else AS_IT_IS
 
 
 def first_iterate(map_: Map, start: Tensor | None) -> Tensor:
