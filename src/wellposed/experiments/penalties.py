@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil
 from typing import Annotated, Any, Literal, final
 
+import torch
 from pydantic import BeforeValidator, Field
+from torch import Tensor, nn
 
 from wellposed.errors import ConfigError
 from wellposed.experiments.regularisers import GainTerm, PairsTerm, WeightsTerm
@@ -14,6 +17,7 @@ from wellposed.training import Objective, Penalty, Recipe
 from wellposed.training.certified import Ramp
 from wellposed.training.jacobian import Every, JacobianLoss, Sometimes
 from wellposed.training.objective import CrossEntropy
+from wellposed.training.regulariser import absolute_sum
 from wellposed.training.settings import Settings
 
 _Part = Annotated[float, Field(ge=0, le=1)]
@@ -21,15 +25,17 @@ _Part = Annotated[float, Field(ge=0, le=1)]
 
 @final
 class PenaltyTerm(Settings):
-    """A term of the loss that depends on the weights alone.
+    """``weight * L + sparsity * sum |w|``: a term of the loss that depends on the weights alone.
 
     Args:
         kind: ``"lipschitz"`` for the tight certified bound in the max norm.
-        weight: Factor; 0 for no penalty.
+        weight: Factor of the bound; 0 for none.
+        sparsity: Factor of the sum of the absolute weights; 0 for none.
     """
 
     kind: Literal["lipschitz"] = "lipschitz"
     weight: float = Field(default=0.0, ge=0)
+    sparsity: float = Field(default=0.0, ge=0)
 
 
 @final
@@ -88,14 +94,21 @@ def make_penalty(section: PenaltySection, shape: tuple[int, ...]) -> Penalty | N
     """The penalty of the weights alone; `None` if there is none.
 
     Args:
-        section: Kind and weight.
+        section: Kind and factors.
         shape: Of one input of the network.
     """
-    if not section.weight or not isinstance(section, PenaltyTerm):
+    if not isinstance(section, PenaltyTerm):
         return None
     from wellposed.certify import lipschitz_penalty
 
-    return Penalty(lambda model: lipschitz_penalty(model, in_shape=shape), section.weight)
+    known: list[tuple[float, Callable[[nn.Module], Tensor]]] = [
+        (section.weight, lambda model: lipschitz_penalty(model, in_shape=shape)),
+        (section.sparsity, absolute_sum),
+    ]
+    terms = [(factor, term) for factor, term in known if factor]
+    if not terms:
+        return None
+    return Penalty(lambda model: torch.stack([f * t(model) for f, t in terms]).sum(), 1.0)
 
 
 def penalised(

@@ -3,16 +3,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from wellposed.cells.nemon import NemonCell
+from wellposed.certify import lipschitz_penalty
 from wellposed.errors import ConfigError
 from wellposed.experiments.config import flags, keys, load, parse
 from wellposed.experiments.datasets import load_parts
 from wellposed.experiments.models import build_model, parameters
 from wellposed.experiments.parsing import merge
+from wellposed.experiments.penalties import make_penalty
 from wellposed.experiments.sections import Data
 from wellposed.experiments.summary import over_seeds
 from wellposed.experiments.tables.config import is_table_file
 from wellposed.experiments.toml import to_toml
+from wellposed.nn.equilibrium import Equilibrium
 
 SHIPPED = sorted((Path(__file__).resolve().parents[3] / "configs").glob("*.toml"))
 CONFIGS = [path for path in SHIPPED if not is_table_file(path)]
@@ -147,6 +152,25 @@ def test_networks_take_pixels(section, count):
     assert model(images).shape == (2, 3)
     assert torch.equal(model(images), make(0).eval()(images))
     assert not torch.equal(model(images), make(1).eval()(images))
+
+
+@pytest.mark.parametrize(("weight", "sparsity"), [(0.0, 0.0), (0.2, 0.0), (0.0, 0.3), (0.2, 0.3)])
+def test_the_penalty_of_the_weights(weight, sparsity):
+    section = parse({"penalty": {"weight": weight, "sparsity": sparsity}}).penalty
+    penalty = make_penalty(section, (1, 2, 2))
+    if penalty is None:
+        assert weight == sparsity == 0
+        return
+    cell = NemonCell(4, 3)
+    model = nn.Sequential(nn.Flatten(), Equilibrium(cell), nn.Linear(3, 2))
+    bound = float(lipschitz_penalty(model, in_shape=(1, 2, 2)).detach())
+    total = sum(
+        float(p.detach().abs().sum()) for p in (cell.inject.weight, cell.T, model[2].weight)
+    )
+    found = penalty.weight * penalty.function(model)
+    assert float(found.detach()) == pytest.approx(weight * bound + sparsity * total, rel=1e-5)
+    found.backward()
+    assert cell.inject.weight.grad is not None
 
 
 def test_pooling_that_would_drop_pixels_is_refused():

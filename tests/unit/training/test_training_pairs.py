@@ -15,7 +15,7 @@ from wellposed.training import Recipe, fit
 from wellposed.training.controller import Additive, Constant, TargetController
 from wellposed.training.loop import _Epoch
 from wellposed.training.pairs import PairQuotient, noisy_pairs
-from wellposed.training.regulariser import Regulariser, WeightNorm
+from wellposed.training.regulariser import Regulariser, WeightNorm, absolute_sum
 
 UNIT = Box(torch.zeros(4), torch.ones(4))
 
@@ -333,6 +333,19 @@ def test_weight_norm_and_its_gradient_is_weight_decay():
     )
     assert Regulariser(term, Constant(1.0, warm_up=1)).extra(model) is None
     assert float(term.value(nn.ReLU())) == 0
+
+
+def test_the_sum_of_absolute_weights_pulls_at_every_weight():
+    model = net(13)
+    absolute_sum(model).backward()
+    for layer in (model[0], model[2]):
+        assert torch.equal(layer.weight.grad, layer.weight.detach().sign())
+        assert layer.bias.grad is None
+    found = float(absolute_sum(model))
+    assert found == pytest.approx(float(sum(m.weight.abs().sum() for m in (model[0], model[2]))))
+    model[0].weight.requires_grad_(False)  # what is not trained does not count
+    assert float(absolute_sum(model)) == pytest.approx(float(model[2].weight.abs().sum()))
+    assert float(absolute_sum(nn.ReLU())) == 0
 
 
 def test_copies_carry_the_state():
