@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from wellposed.attacks.gradient import PGD
 from wellposed.certify.ascent import improve
+from wellposed.certify.assumed import assumed_bound
 from wellposed.certify.crown import crown
 from wellposed.certify.dual import Rows, Scope, dual_bound
 from wellposed.certify.tighten import tighten
@@ -266,18 +267,24 @@ class _Chunk:
         self.scope = scope
         self._slots = {int(i): k for k, i in enumerate(alive)}
         self._count_unstable(alive)
-        lower = self._linear(alive)
-        return lower if self.task.branches else self._ascend(alive, lower)
+        return self._last_rows(alive, self._linear(alive))
 
-    def _ascend(self, alive: Tensor, lower: Tensor) -> Tensor:
-        """Better multipliers where a network is too large for branch and bound."""
-        index, rows = self._pairs(alive)
+    def _last_rows(self, alive: Tensor, lower: Tensor) -> Tensor:
+        """Better bounds of the few rows that are left.
+
+        Where a search over phases follows, and proves them for the checker too, from what holds if
+        they fail; elsewhere from better multipliers.
+        """
+        system, (index, rows) = self.task.system, self._pairs(alive)
         best = lower.flatten().clone()
         left = (torch.maximum(best, self.best[alive].flatten()) <= 0).nonzero()[:, 0]
         for at in left.split(64) if len(left) else ():
             scope, some = self._scopes(index[at]), rows.select(at)
-            _, p = crown(self.task.system, scope, some)
-            best[at] = improve(self.task.system, scope, some, p, steps=ASCENT)[1]
+            if self.task.branches:
+                best[at] = assumed_bound(system, scope, some)
+            else:
+                _, p = crown(system, scope, some)
+                best[at] = improve(system, scope, some, p, steps=ASCENT)[1]
         return best.reshape(lower.shape)
 
     def _branch(self, i: int, budget: Budget) -> None:
