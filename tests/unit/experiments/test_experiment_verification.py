@@ -121,7 +121,7 @@ def test_an_unknown_input_is_asked_again_with_more_effort_only(work, asked):
 
 
 def test_a_budget_of_nothing_is_unknown_and_no_more(work):
-    verify_run(work, [Question(0.15, seconds=0, nodes=0, steps=0)], ALL)
+    verify_run(work, [Question(0.4, seconds=0, nodes=0, steps=0)], ALL)
     found = content(work)["entries"][0]["verdicts"]
     rest = [m for m, s in zip(found["method"], found["status"], strict=True) if s == "verified"]
     assert "branching" not in rest
