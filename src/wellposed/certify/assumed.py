@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import final
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,10 +10,12 @@ from torch import Tensor
 from wellposed.certify.crown import Lower, crown
 from wellposed.certify.dual import Rows, Scope
 from wellposed.certify.system import System
+from wellposed.certify.tighten import one_sided
 from wellposed.core.sets import Box
 from wellposed.core.spectra import TINY, outward, rounding
 
 WEIGHTS = (0.5, 2.0, 8.0, 32.0)  # of the row, in units of widths
+CHOICES = (Lower.ADAPTIVE, Lower.PARALLEL)
 PART = 1e-3  # of the missing margin, which is assumed not to be exceeded
 
 
@@ -45,73 +46,51 @@ def assumed_bound(system: System, scope: Scope, rows: Rows, *, rounds: int = 2) 
     """
     plain, _ = crown(system, scope, rows)
     limit = PART * (-plain).clamp(min=0.0).nan_to_num(posinf=0.0)
-    inside = scope
+    assumed = replace(rows, offset=rows.offset - limit)
+    inside, found = scope, plain
     for _ in range(rounds):
-        inside = _narrowed(system, inside, _Assumption(rows, limit))
-    found, _ = crown(system, inside, rows)
+        span = -crown(system, inside, -rows)[0] - found
+        inside = _narrowed(system, inside, assumed, span)
+        found, _ = crown(system, inside, rows)
     return torch.maximum(plain, torch.minimum(found, limit))
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class _Assumption:
-    """``m <= c``, one a row."""
+def _narrowed(system: System, scope: Scope, assumed: Rows, span: Tensor) -> Scope:
+    """The same regions with the bounds of the unstable neurons where ``assumed <= 0``.
 
-    rows: Rows
-    limit: Tensor
-
-
-def _narrowed(system: System, scope: Scope, assumed: _Assumption) -> Scope:
-    """The same regions with the bounds of the unstable neurons where the assumption holds."""
+    ``sign v_i >= min_x ( sign v_i + gamma (m - c) )`` there; `span` is the range of ``m``.
+    """
     which, neuron = ((scope.lower < 0) & (scope.upper > 0)).nonzero(as_tuple=True)
     if not len(which):
         return scope
-    rows = assumed.rows
-    span = -crown(system, scope, -rows)[0] - crown(system, scope, rows)[0]
+    w, u = system.rows(neuron)
+    own, given, part = Rows(w, u, system.bias[neuron]), assumed.select(which), scope.select(which)
     width = (scope.upper - scope.lower)[which, neuron]
     unit = (width / span.clamp(min=TINY)[which]).nan_to_num(0.0, 0.0, 0.0)
-    lower, upper = scope.lower.clone(), scope.upper.clone()
-    for sign in (1.0, -1.0):
+    best: list[Tensor] = []
+    for above in (False, True):
+        signed = -own if above else own
+        options = (above, CHOICES)
         tried = [
-            _bound(system, scope, (which, neuron), (sign, weight * unit), assumed)
-            for weight in WEIGHTS
+            one_sided(system, part, neuron, _sum(part, signed, given, k * unit), options)
+            for k in WEIGHTS
         ]
-        best = torch.stack(tried).amax(0)
-        if sign > 0:
-            lower[which, neuron] = torch.maximum(lower[which, neuron], best)
-        else:
-            upper[which, neuron] = torch.minimum(upper[which, neuron], -best)
+        best.append(torch.stack([bound for bound, _ in tried]).amax(0))
+    lower, upper = scope.lower.clone(), scope.upper.clone()
+    lower[which, neuron] = torch.maximum(lower[which, neuron], best[0])
+    upper[which, neuron] = torch.minimum(upper[which, neuron], -best[1])
     return Scope.of(system, scope.region, Box(lower, torch.maximum(lower, upper)))
 
 
-def _bound(
-    system: System,
-    scope: Scope,
-    at: tuple[Tensor, Tensor],
-    factors: tuple[float, Tensor],
-    assumed: _Assumption,
-) -> Tensor:
-    """``sign v_i >= min_x ( sign v_i + gamma (m - c) )`` where ``m <= c``; proved."""
-    (which, neuron), (sign, gamma) = at, factors
-    w, u = system.rows(neuron)
-    part, given, limit = scope.select(which), assumed.rows.select(which), assumed.limit[which]
-    s = torch.zeros_like(u) if given.input is None else given.input
+def _sum(scope: Scope, own: Rows, given: Rows, gamma: Tensor) -> Rows:
+    """``own + gamma given``, from below on the scope."""
+    assert own.input is not None
     g = gamma[:, None]
-    away = given.offset - limit
-    own = Rows(
-        sign * w + g * given.state, sign * u + g * s, sign * system.bias[neuron] + gamma * away
-    )
-    # a sum of two coefficients is rounded, by more than what `dual_bound` sees if they cancel
-    state = ((w.abs() + g * given.state.abs()) * part.state).sum(1)
-    size = state + ((u.abs() + g * s.abs()) * part.input).sum(1)
-    size = size + system.bias[neuron].abs() + gamma * (given.offset.abs() + limit)
-    slack = outward(rounding(8) * size, 4 + system.n + system.d)
-    trick = system.neurons.kink is not None
-    if trick:
-        # only where `sign v_i <= 0` can the bound be negative
-        low, high = part.lower.clone(), part.upper.clone()
-        (high if sign > 0 else low)[torch.arange(len(neuron)), neuron] = 0.0
-        part = part.within(low, high)
-    bound, _ = crown(system, part, own, (Lower.ADAPTIVE, Lower.PARALLEL))
-    bound = (bound - slack).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
-    return bound.clamp(max=0.0) if trick else bound
+    s = torch.zeros_like(own.input) if given.input is None else given.input
+    # the sums are rounded, by more than what `dual_bound` sees where two coefficients cancel
+    size = ((own.state.abs() + g * given.state.abs()) * scope.state).sum(1)
+    size = size + ((own.input.abs() + g * s.abs()) * scope.input).sum(1)
+    size = size + own.offset.abs() + gamma * given.offset.abs()
+    slack = outward(rounding(8) * size, 4 + own.state.shape[1] + s.shape[1])
+    offset = own.offset + gamma * given.offset - slack
+    return Rows(own.state + g * given.state, own.input + g * s, offset)

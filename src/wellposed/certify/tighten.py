@@ -94,21 +94,41 @@ def _bound(
     options: tuple[bool, Sequence[Lower]],
 ) -> tuple[Tensor, Tensor]:
     """Proved lower bounds of ``v_i``, or of ``-v_i`` for `upper`, and their multipliers."""
-    upper, choices = options
     bounds: list[Tensor] = []
     proofs: list[Tensor] = []
-    sign = -1.0 if upper else 1.0
+    sign = -1.0 if options[0] else 1.0
     for at, which in zip(image.split(BATCH), neuron.split(BATCH), strict=True):
         w, u = system.rows(which)
         rows = Rows(sign * w, sign * u, sign * system.bias[which])
-        part = scope.select(at)
-        if system.neurons.kink is not None:
-            low, high = part.lower.clone(), part.upper.clone()
-            (low if upper else high)[torch.arange(len(at)), which] = 0.0
-            part = part.within(low, high)
-        bound, p = crown(system, part, rows, choices)
-        if system.neurons.kink is not None:
-            bound = bound.clamp(max=0.0)
+        bound, p = one_sided(system, scope.select(at), which, rows, options)
         bounds.append(bound)
         proofs.append(p)
     return torch.cat(bounds), torch.cat(proofs)
+
+
+def one_sided(
+    system: System,
+    scope: Scope,
+    neuron: Tensor,
+    rows: Rows,
+    options: tuple[bool, Sequence[Lower]],
+) -> tuple[Tensor, Tensor]:
+    """Rows that bound a neuron from below, or its negative for `upper`, with the phase trick.
+
+    Args:
+        system: The network.
+        scope: One a row.
+        neuron: Which one each row bounds, shape (K,).
+        rows: Their values are at most ``v_i``, or ``-v_i``, wherever the bound is to hold.
+        options: Whether from above, and the choices of lower slopes.
+
+    Returns:
+        Proved bounds of shape (K,) and multipliers of shape (K, n).
+    """
+    upper, choices = options
+    if system.neurons.kink is None:
+        return crown(system, scope, rows, choices)
+    low, high = scope.lower.clone(), scope.upper.clone()
+    (low if upper else high)[torch.arange(len(neuron)), neuron] = 0.0
+    bound, p = crown(system, scope.within(low, high), rows, choices)
+    return bound.clamp(max=0.0), p

@@ -97,7 +97,7 @@ def make_penalty(section: PenaltySection, shape: tuple[int, ...]) -> Penalty | N
         section: Kind and factors.
         shape: Of one input of the network.
     """
-    if not isinstance(section, PenaltyTerm):
+    if not isinstance(section, PenaltyTerm) or not (section.weight or section.sparsity):
         return None
     from wellposed.certify import lipschitz_penalty
 
@@ -106,8 +106,6 @@ def make_penalty(section: PenaltySection, shape: tuple[int, ...]) -> Penalty | N
         (section.sparsity, absolute_sum),
     ]
     terms = [(factor, term) for factor, term in known if factor]
-    if not terms:
-        return None
     return Penalty(lambda model: torch.stack([f * t(model) for f, t in terms]).sum(), 1.0)
 
 

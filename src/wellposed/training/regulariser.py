@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import final
 
 import torch
@@ -41,12 +41,13 @@ def absolute_sum(model: nn.Module) -> Tensor:
     References:
         [1] Tibshirani. Regression shrinkage and selection via the lasso. 1996.
     """
-    sums = [p.abs().sum() for p in _matrices(model)]
+    return _total(model, torch.abs)
+
+
+def _total(model: nn.Module, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """The sum of a function of every weight that counts."""
+    sums = [function(p).sum() for p in model.parameters() if p.ndim > 1 and p.requires_grad]
     return torch.stack(sums).sum() if sums else torch.zeros(())
-
-
-def _matrices(model: nn.Module) -> list[nn.Parameter]:
-    return [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
 
 
 @final
@@ -59,8 +60,7 @@ class WeightNorm(Term):
 
     @override
     def value(self, model: nn.Module) -> Tensor:
-        squares = [p.square().sum() for p in _matrices(model)]
-        return torch.stack(squares).sum() / 2 if squares else torch.zeros(())
+        return _total(model, torch.square) / 2
 
     @override
     def figures(self, model: nn.Module) -> dict[str, float]:
